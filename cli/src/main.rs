@@ -1,0 +1,3 @@
+//! The `herd` command.
+
+fn main() {}

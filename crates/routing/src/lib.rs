@@ -1,0 +1,1 @@
+//! Which gangs take a request: pure functions over a snapshot of the fleet.

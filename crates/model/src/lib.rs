@@ -1,2 +1,23 @@
-//! What a Llama model is, before any byte of it is loaded: configuration, shard plan, bytes per rank, KV layout and transfer
-//! plan, digests and fingerprints. Knows no file, thread or socket.
+//! What a Llama model is, before any byte of it is loaded: configuration, shard plan, KV transfer plan, digests and
+//! fingerprints. Knows no file, thread or socket.
+
+mod config;
+mod digest;
+mod dtype;
+mod linear;
+mod quantization;
+mod rope;
+mod shard;
+mod transfer;
+
+pub use config::{ConfigError, ModelConfig};
+pub use digest::{FileDigest, kv_fingerprint, model_digest};
+pub use dtype::{Dtype, UnknownDtype};
+pub use linear::Linear;
+pub use quantization::FbgemmFp8;
+pub use rope::{Llama3Scaling, Rope};
+pub use shard::{RankShard, ShardError, ShardPlan};
+pub use transfer::{KvRoute, kv_routes};
+
+/// Tokens a KV block holds, on every rank of every gang.
+pub const BLOCK_TOKENS: usize = 64;

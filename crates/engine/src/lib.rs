@@ -1,10 +1,31 @@
 //! From a checkpoint to tokens: reads each rank's slices, runs step plans on a backend, samples. Knows neither Kubernetes
 //! nor gRPC; KV leaves and enters through [`KvStore`] reads and writes that the worker moves over its own sockets.
 
+mod checkpoint;
+mod collective;
+pub mod convert;
+mod cpu;
+mod engine;
 mod executor;
+mod fake;
+mod inbox;
 mod kv;
+mod philox;
 mod request;
+mod sampler;
+mod sequence;
+mod step_loop;
 
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use collective::{Collective, CollectiveError, InProcess};
+pub use cpu::{CpuModel, LoadError, LoadOptions, ModelInfo};
+pub use engine::{Engine, SubmitError};
 pub use executor::{Executor, ExecutorError, StepOutput};
+pub use fake::{FakeControl, FakeModel, FakeOptions};
+pub use herd_scheduler::{
+    Counters as EngineCounters, DEFAULT_STEP_TOKENS, Limits as EngineLimits, Load as EngineLoad, TooLong,
+};
 pub use kv::{KvError, KvSlab, KvStore};
 pub use request::{Event, FinishReason, SampledToken, Sampling, TokenLogprob};
+pub use sampler::{SampleError, sample};
+pub use sequence::{Reservation, Reserving, Sequence};

@@ -51,7 +51,8 @@ pub enum FinishReason {
 /// What a running sequence reports, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Its first step is being planned and these blocks are its own until its handle is dropped.
+    /// Its first step is being planned and these blocks are its own until it ends; those of a prefill until its handle is
+    /// dropped.
     Started {
         /// Block table; position `p` lies in `blocks[p / block_tokens]`.
         blocks: std::sync::Arc<[u32]>,
@@ -65,6 +66,6 @@ pub enum Event {
     Token(SampledToken),
     /// The last event.
     Finished(FinishReason),
-    /// The last event: the engine's epoch is over.
+    /// The last event: the engine's epoch is over, or this sequence's logits were no numbers.
     Failed(String),
 }

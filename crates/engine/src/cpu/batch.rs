@@ -1,0 +1,94 @@
+//! A step plan made ready for the ranks: checked, its tokens in rows one after the other.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use herd_model::{BLOCK_TOKENS, ModelConfig};
+use herd_scheduler::{BlockId, LogitRows, StepEntry, StepPlan};
+
+/// The tokens of a step, in rows.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) spans: Vec<Span>,
+    /// Rows whose logits are wanted, in the plan's order.
+    pub(crate) logit_rows: Vec<usize>,
+    /// Of the angles each row is turned by, `[rows, head_dim / 2]`.
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+}
+
+/// The rows of one sequence.
+#[derive(Debug)]
+pub(crate) struct Span {
+    pub(crate) rows: Range<usize>,
+    /// Position of the first row.
+    pub(crate) start: usize,
+    pub(crate) blocks: Arc<[BlockId]>,
+}
+
+impl Batch {
+    /// Lays out a plan, or says what of it does not fit this model and its cache.
+    pub(crate) fn new(
+        plan: &StepPlan,
+        config: &ModelConfig,
+        inverse_frequencies: &[f32],
+        kv_blocks: usize,
+    ) -> Result<Self, String> {
+        let mut batch = Self { tokens: vec![], spans: vec![], logit_rows: vec![], cos: vec![], sin: vec![] };
+        let mut sequences = HashSet::new();
+        let mut written = HashSet::new();
+        for StepEntry { sequence, tokens, start, blocks, logits } in &plan.entries {
+            let refuse = |problem: String| Err(format!("sequence {}: {problem}", sequence.0));
+            let end = start.saturating_add(tokens.len());
+            if !sequences.insert(sequence) {
+                return refuse("has two entries".to_owned());
+            }
+            if tokens.is_empty() {
+                return refuse("has no tokens".to_owned());
+            }
+            if let Some(token) = tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
+                return refuse(format!("token {token} is not below the vocabulary of {}", config.vocab_size));
+            }
+            if end > config.context_length || end.div_ceil(BLOCK_TOKENS) > blocks.len() {
+                let blocks = blocks.len();
+                return refuse(format!(
+                    "position {} does not fit {blocks} blocks and a context of {}",
+                    end - 1,
+                    config.context_length
+                ));
+            }
+            if let Some(block) = blocks.iter().find(|&&block| block as usize >= kv_blocks) {
+                return refuse(format!("block {block} is not one of {kv_blocks}"));
+            }
+            if let Some(block) = blocks[start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)]
+                .iter()
+                .find(|&&block| !written.insert(block))
+            {
+                return refuse(format!("block {block} would be written twice"));
+            }
+            let rows = batch.tokens.len()..batch.tokens.len() + tokens.len();
+            batch.logit_rows.extend(match logits {
+                LogitRows::None => rows.end..rows.end,
+                LogitRows::Last => rows.end - 1..rows.end,
+                LogitRows::All => rows.clone(),
+            });
+            batch.tokens.extend_from_slice(tokens);
+            for position in *start..end {
+                for inverse_frequency in inverse_frequencies {
+                    // The angle in f32, as published; its sine and cosine rounded once.
+                    let angle = f64::from(position as f32 * inverse_frequency);
+                    batch.cos.push(angle.cos() as f32);
+                    batch.sin.push(angle.sin() as f32);
+                }
+            }
+            batch.spans.push(Span { rows, start: *start, blocks: Arc::clone(blocks) });
+        }
+        Ok(batch)
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+}

@@ -1,0 +1,174 @@
+//! From a checkpoint to the weights of one rank: reads its slices, checks them, packs them.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+use herd_model::{Linear, ModelConfig, RankShard};
+
+use super::linear::{Part, PartFormat, Projection};
+use super::packed::{Format, Packer};
+use super::rank::{LayerWeights, Weights};
+use crate::checkpoint::{Checkpoint, CheckpointError, Stored, Tensor};
+
+/// Formats that are no quantization.
+const PLAIN: [Stored; 3] = [Stored::BF16, Stored::F16, Stored::F32];
+/// Bytes of rows read at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// Reads and packs what one rank holds.
+pub(super) struct Loader<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) shard: &'a RankShard,
+}
+
+/// Outputs and inputs of a weight that a rank holds.
+struct Slice<'a> {
+    weight: Tensor<'a>,
+    scale: Option<Tensor<'a>>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl Loader<'_> {
+    pub(super) fn weights(&self) -> Result<Weights, CheckpointError> {
+        let config = self.config();
+        let head = if config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let embedding = if config.tied_embeddings {
+            None
+        } else {
+            Some(self.vocabulary("model.embed_tokens.weight")?.packed)
+        };
+        Ok(Weights {
+            embedding,
+            layers: (0..config.layers).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?,
+            norm: self.norm("model.norm.weight")?,
+            head: Projection::new(self.vocabulary(head)?, vec![]),
+        })
+    }
+
+    fn config(&self) -> &ModelConfig {
+        self.checkpoint.config()
+    }
+
+    fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {
+        Ok(LayerWeights {
+            attention_norm: self.norm(&format!("model.layers.{layer}.input_layernorm.weight"))?,
+            qkv: self.projection(layer, Linear::Query, &[Linear::Key, Linear::Value])?,
+            output: self.projection(layer, Linear::Output, &[])?,
+            ffn_norm: self.norm(&format!("model.layers.{layer}.post_attention_layernorm.weight"))?,
+            gate_up: self.projection(layer, Linear::Gate, &[Linear::Up])?,
+            down: self.projection(layer, Linear::Down, &[])?,
+        })
+    }
+
+    fn norm(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let width = self.config().hidden_size;
+        let tensor = self.checkpoint.tensor(name, &PLAIN, &[width])?;
+        read_f32(tensor, 0..width)
+    }
+
+    fn vocabulary(&self, name: &str) -> Result<Part, CheckpointError> {
+        let &ModelConfig { vocab_size, hidden_size, .. } = self.config();
+        let weight = self.checkpoint.tensor(name, &PLAIN, &[vocab_size, hidden_size])?;
+        pack(&[Slice { weight, scale: None, rows: self.shard.vocab.clone(), columns: 0..hidden_size }])
+    }
+
+    /// Linears of the same input. Neighbours that are stored alike become one.
+    fn projection(
+        &self,
+        layer: usize,
+        first: Linear,
+        others: &[Linear],
+    ) -> Result<Projection, CheckpointError> {
+        let names: Vec<_> = std::iter::once(first)
+            .chain(others.iter().copied())
+            .map(|linear| {
+                let module = linear.module(layer);
+                (linear, format!("{module}.weight"), format!("{module}.weight_scale"))
+            })
+            .collect();
+        let slices = names
+            .iter()
+            .map(|(linear, weight, scale)| self.linear(layer, *linear, weight, scale))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut alike = slices.chunk_by(|a, b| a.weight.dtype() == b.weight.dtype());
+        let first = pack(alike.next().unwrap_or_default())?;
+        let others = alike.map(pack).collect::<Result<_, _>>()?;
+        Ok(Projection::new(first, others))
+    }
+
+    fn linear<'a>(
+        &'a self,
+        layer: usize,
+        linear: Linear,
+        weight: &'a str,
+        scale: &'a str,
+    ) -> Result<Slice<'a>, CheckpointError> {
+        let config = self.config();
+        let shape = linear.shape(config);
+        let [rows, columns] = linear.slice(config, self.shard);
+        let (weight, scale) = if linear.is_fp8(config, layer) {
+            let scale_shape = [shape[0], 1];
+            let scale = self.checkpoint.tensor(scale, &[Stored::F32, Stored::BF16], &scale_shape)?;
+            (self.checkpoint.tensor(weight, &[Stored::F8_E4M3], &shape)?, Some(scale))
+        } else {
+            (self.checkpoint.tensor(weight, &PLAIN, &shape)?, None)
+        };
+        Ok(Slice { weight, scale, rows, columns })
+    }
+}
+
+/// Packs slices of one stored format and the same columns, one after the other.
+fn pack(slices: &[Slice<'_>]) -> Result<Part, CheckpointError> {
+    let outputs = slices.iter().map(|slice| slice.rows.len()).sum();
+    let inputs = slices.first().map_or(0, |slice| slice.columns.len());
+    let stored = slices.first().map_or(Stored::BF16, |slice| slice.weight.dtype());
+    let format = match stored {
+        Stored::F8_E4M3 => Format::E4m3,
+        Stored::F16 | Stored::F32 => Format::F32,
+        _ => Format::Bf16,
+    };
+    let mut packer = Packer::new(outputs, inputs, format);
+    let mut scales = Vec::new();
+    let mut bytes = Vec::new();
+    for Slice { weight, scale, rows, columns } in slices {
+        let row_bytes = inputs * weight.element();
+        let at_once = (READ_BYTES / row_bytes.max(1)).max(1);
+        for from in rows.clone().step_by(at_once) {
+            weight.read(from..rows.end.min(from + at_once), columns.clone(), &mut bytes)?;
+            for row in bytes.chunks_exact(row_bytes) {
+                match stored {
+                    Stored::F16 => packer.push(&widen(row)),
+                    Stored::F8_E4M3 if row.iter().any(|code| code & 0x7f == 0x7f) => {
+                        return Err(weight.bad("has weights that are not numbers".to_owned()));
+                    }
+                    _ => packer.push(row),
+                }
+            }
+        }
+        if let Some(scale) = scale {
+            scales.extend(read_f32(*scale, rows.clone())?);
+        }
+    }
+    let format = match format {
+        Format::Bf16 => PartFormat::Bf16,
+        Format::F32 => PartFormat::F32,
+        Format::E4m3 => PartFormat::Fp8 { scales },
+    };
+    Ok(Part { packed: packer.finish(), format })
+}
+
+fn widen(row: &[u8]) -> Vec<u8> {
+    row.as_chunks().0.iter().flat_map(|&half| f16::from_le_bytes(half).to_f32().to_le_bytes()).collect()
+}
+
+/// Rows of a tensor of one column.
+fn read_f32(tensor: Tensor<'_>, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+    let mut bytes = Vec::new();
+    tensor.read(rows, 0..1, &mut bytes)?;
+    Ok(match tensor.dtype() {
+        Stored::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+        Stored::F16 => bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
+        _ => bytes.as_chunks().0.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f32()).collect(),
+    })
+}

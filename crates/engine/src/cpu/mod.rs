@@ -1,0 +1,22 @@
+//! The CPU backend: the default one, and the numerical reference of all others.
+#![expect(
+    clippy::inline_always,
+    reason = "kernels have to become part of the function that is compiled for the instruction set"
+)]
+
+mod attention;
+mod batch;
+mod e4m3;
+mod elementwise;
+mod isa;
+mod linear;
+mod load;
+mod model;
+mod packed;
+mod pages;
+mod rank;
+
+#[cfg(test)]
+mod tests;
+
+pub use model::{CpuModel, LoadError, LoadOptions, ModelInfo};

@@ -1,0 +1,188 @@
+//! The forward pass of one tensor rank.
+
+use std::sync::Arc;
+
+use herd_model::{BLOCK_TOKENS, ModelConfig, RankShard};
+
+use super::attention::Queries;
+use super::batch::{Batch, Span};
+use super::elementwise::{add, rms_norm, rotate, silu_gate};
+use super::linear::{Numerics, Projection};
+use super::packed::Packed;
+use super::pages::{KvElement, Pages};
+use crate::KvStore;
+use crate::collective::{Collective, CollectiveError};
+
+/// Weights of one rank.
+pub(crate) struct Weights {
+    /// `[vocab of this rank, hidden]`; none: the output head is the embedding.
+    pub(crate) embedding: Option<Packed>,
+    pub(crate) layers: Vec<LayerWeights>,
+    pub(crate) norm: Vec<f32>,
+    /// `[vocab of this rank, hidden]`.
+    pub(crate) head: Projection,
+}
+
+/// Weights of one decoder layer of one rank.
+pub(crate) struct LayerWeights {
+    pub(crate) attention_norm: Vec<f32>,
+    /// Queries, keys and values.
+    pub(crate) qkv: Projection,
+    pub(crate) output: Projection,
+    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) gate_up: Projection,
+    pub(crate) down: Projection,
+}
+
+impl Weights {
+    /// Bytes they take.
+    pub(crate) fn bytes(&self) -> usize {
+        let Self { embedding, layers, norm, head } = self;
+        let layers = layers.iter().map(|layer| {
+            let LayerWeights { attention_norm, qkv, output, ffn_norm, gate_up, down } = layer;
+            let norms = size_of_val(attention_norm.as_slice()) + size_of_val(ffn_norm.as_slice());
+            norms + qkv.bytes() + output.bytes() + gate_up.bytes() + down.bytes()
+        });
+        let embedding = embedding.as_ref().map_or(0, Packed::bytes);
+        embedding + layers.sum::<usize>() + size_of_val(norm.as_slice()) + head.bytes()
+    }
+}
+
+/// The cache of one rank.
+pub(crate) enum Kv {
+    F32(Arc<Pages<f32>>),
+    Bf16(Arc<Pages<u16>>),
+}
+
+/// One rank: what it holds and how it computes.
+pub(crate) struct Rank {
+    pub(crate) config: ModelConfig,
+    pub(crate) shard: RankShard,
+    pub(crate) numerics: Numerics,
+    pub(crate) weights: Weights,
+    pub(crate) kv: Kv,
+}
+
+impl Rank {
+    /// Runs a step and returns this rank's columns of the logits, `[batch.logit_rows, shard.vocab]`.
+    pub(crate) fn forward(&self, batch: &Batch, group: &dyn Collective) -> Result<Vec<f32>, CollectiveError> {
+        let mut hidden = self.embed(&batch.tokens, group)?;
+        for layer in 0..self.weights.layers.len() {
+            self.layer(layer, batch, group, &mut hidden)?;
+        }
+        self.logits(batch, &hidden)
+    }
+
+    /// The residual stream before the first layer, `[tokens, hidden]`.
+    pub(crate) fn embed(&self, tokens: &[u32], group: &dyn Collective) -> Result<Vec<f32>, CollectiveError> {
+        let width = self.config.hidden_size;
+        let mut hidden = vec![0.0; tokens.len() * width];
+        for (token, row) in tokens.iter().zip(hidden.chunks_exact_mut(width)) {
+            let token = *token as usize;
+            if self.shard.vocab.contains(&token) {
+                let embedding = self.weights.embedding.as_ref().unwrap_or(self.weights.head.first());
+                embedding.read_output(token - self.shard.vocab.start, row);
+            }
+        }
+        group.all_reduce_sum(&mut hidden)?;
+        Ok(hidden)
+    }
+
+    /// Takes the residual stream through one decoder layer.
+    pub(crate) fn layer(
+        &self,
+        layer: usize,
+        batch: &Batch,
+        group: &dyn Collective,
+        hidden: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        let Numerics { isa, .. } = self.numerics;
+        let LayerWeights { attention_norm, qkv, output, ffn_norm, gate_up, down } =
+            &self.weights.layers[layer];
+
+        let normed = rms_norm(isa, hidden, attention_norm, self.config.rms_eps);
+        let mut qkv = qkv.forward(self.numerics, &normed, None)?;
+        let heads = match &self.kv {
+            Kv::F32(pages) => self.attention(pages, layer, batch, &mut qkv),
+            Kv::Bf16(pages) => self.attention(pages, layer, batch, &mut qkv),
+        };
+        let mut attended = output.forward(self.numerics, &heads, Some(group))?;
+        group.all_reduce_sum(&mut attended)?;
+        add(hidden, &attended);
+
+        let normed = rms_norm(isa, hidden, ffn_norm, self.config.rms_eps);
+        let gate_up = gate_up.forward(self.numerics, &normed, None)?;
+        let gated = silu_gate(isa, &gate_up, self.shard.ffn.len());
+        let mut down = down.forward(self.numerics, &gated, Some(group))?;
+        group.all_reduce_sum(&mut down)?;
+        add(hidden, &down);
+        Ok(())
+    }
+
+    /// This rank's columns of the logits of the rows that the batch wants.
+    fn logits(&self, batch: &Batch, hidden: &[f32]) -> Result<Vec<f32>, CollectiveError> {
+        let width = self.config.hidden_size;
+        let wanted: Vec<f32> = batch
+            .logit_rows
+            .iter()
+            .flat_map(|row| &hidden[row * width..(row + 1) * width])
+            .copied()
+            .collect();
+        self.weights.head.forward(self.numerics, &self.final_norm(&wanted), None)
+    }
+
+    /// The norm before the output head.
+    pub(crate) fn final_norm(&self, hidden: &[f32]) -> Vec<f32> {
+        rms_norm(self.numerics.isa, hidden, &self.weights.norm, self.config.rms_eps)
+    }
+
+    /// Rotates queries and keys, stores keys and values, and attends. Rows of `qkv` are queries, keys, values; the result is
+    /// `[rows, query heads of this rank, head_dim]`.
+    fn attention<T: KvElement>(
+        &self,
+        pages: &Pages<T>,
+        layer: usize,
+        batch: &Batch,
+        qkv: &mut [f32],
+    ) -> Vec<f32> {
+        let head_dim = self.config.head_dim;
+        let (heads, kv_heads) = (self.shard.query_heads.len(), self.shard.kv_heads.len());
+        let (query_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let row_stride = query_width + 2 * kv_width;
+        let half = head_dim / 2;
+        let angles = batch.cos.chunks_exact(half).zip(batch.sin.chunks_exact(half));
+        for (row, (cos, sin)) in qkv.chunks_exact_mut(row_stride).zip(angles) {
+            rotate(&mut row[..query_width + kv_width], cos, sin);
+        }
+        let mut out = vec![0.0; batch.rows() * query_width];
+        for Span { rows, start, blocks } in &batch.spans {
+            for (position, row) in (*start..).zip(rows.clone()) {
+                let row = &qkv[row * row_stride..][..row_stride];
+                let (keys, values) = row[query_width..].split_at(kv_width);
+                pages.put(blocks[position / BLOCK_TOKENS], layer, position % BLOCK_TOKENS, keys, values);
+            }
+            let used = (start + rows.len()).div_ceil(BLOCK_TOKENS);
+            let guards: Vec<_> = blocks[..used].iter().map(|&block| pages.slab(block, layer)).collect();
+            let slabs: Vec<&[T]> = guards.iter().map(|guard| &***guard).collect();
+            let queries = Queries {
+                rows: &qkv[rows.start * row_stride..],
+                row_stride,
+                start: *start,
+                blocks: &slabs,
+                heads,
+                kv_heads,
+                head_dim,
+            };
+            queries.attend(self.numerics.isa, &mut out[rows.start * query_width..rows.end * query_width]);
+        }
+        out
+    }
+
+    /// This rank's cache, as transfers see it.
+    pub(crate) fn kv_store(&self) -> Arc<dyn KvStore> {
+        match &self.kv {
+            Kv::F32(pages) => Arc::clone(pages) as Arc<dyn KvStore>,
+            Kv::Bf16(pages) => Arc::clone(pages) as Arc<dyn KvStore>,
+        }
+    }
+}

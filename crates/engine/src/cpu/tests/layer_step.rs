@@ -1,0 +1,96 @@
+//! One layer at a time: from the reference's hidden state before a layer, the hidden state after it. Errors of other layers
+//! cannot hide here, and FP8 roundings that fall the other way cannot pile up.
+
+use herd_model::{Dtype, ShardPlan};
+use herd_scheduler::{LogitRows, SequenceId, StepEntry, StepPlan};
+
+use super::{Golden, fixture};
+use crate::checkpoint::Checkpoint;
+use crate::collective::InProcess;
+use crate::cpu::batch::Batch;
+use crate::cpu::isa::Isa;
+use crate::cpu::linear::Numerics;
+use crate::cpu::rank::Rank;
+
+/// A correct implementation is at 4e-7.
+const TOLERANCE: f64 = 5e-4;
+
+#[test]
+fn tiny_bf16() {
+    check("tiny-llama31/tiny-llama31-bf16", "tiny-llama31/golden-bf16", None);
+}
+
+#[test]
+fn tiny_fbgemm_fp8() {
+    check("tiny-llama31/tiny-llama31-fbgemm-fp8", "tiny-llama31/golden-fbgemm-fp8", None);
+}
+
+#[test]
+fn sharp_bf16() {
+    check("sharp-llama31/sharp-llama31-bf16", "sharp-llama31/golden-bf16", None);
+}
+
+#[test]
+fn sharp_fbgemm_fp8() {
+    check("sharp-llama31/sharp-llama31-fbgemm-fp8", "sharp-llama31/golden-fbgemm-fp8", None);
+}
+
+#[test]
+fn sharp_fbgemm_fp8_with_a_bound_that_clips() {
+    check("sharp-llama31/sharp-llama31-fbgemm-fp8", "sharp-llama31/golden-fbgemm-fp8-ub3", Some(3.0));
+}
+
+fn check(model: &str, golden: &str, bound: Option<f32>) {
+    let checkpoint = Checkpoint::open(&fixture(model)).unwrap();
+    let config = checkpoint.config();
+    let values = Golden::open(&format!("{golden}.safetensors"));
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(fixture(&format!("{golden}.json"))).unwrap()).unwrap();
+    let prompt: Vec<u32> = serde_json::from_value(json["cases"][2]["prompt"].clone()).unwrap();
+    let hidden: Vec<_> = (0..=config.layers).map(|layer| values.f32(&format!("2/hidden_{layer}"))).collect();
+
+    let plan = StepPlan {
+        entries: vec![StepEntry {
+            sequence: SequenceId(0),
+            tokens: prompt,
+            start: 0,
+            blocks: [0].into(),
+            logits: LogitRows::None,
+        }],
+    };
+    let batch = Batch::new(&plan, config, &config.rope.inverse_frequencies(config.head_dim), 1).unwrap();
+    let configured = config.quantization.as_ref().map_or(f32::INFINITY, |fp8| fp8.activation_scale_ub);
+    let numerics =
+        Numerics { isa: Isa::detect(), dtype: Dtype::F32, activation_scale_ub: bound.unwrap_or(configured) };
+    for tensor in [1, 2, 4] {
+        let shards = ShardPlan::new(config, tensor).unwrap();
+        std::thread::scope(|scope| {
+            for (number, group) in InProcess::group(tensor).into_iter().enumerate() {
+                let (checkpoint, shards, batch, hidden) = (&checkpoint, &shards, &batch, &hidden);
+                scope.spawn(move || {
+                    let rank = Rank::load(checkpoint, shards, number, numerics, 1).unwrap();
+                    let embedded = rank.embed(&batch.tokens, &group).unwrap();
+                    assert_eq!(embedded, hidden[0], "embedding at tensor {tensor}");
+                    for (layer, pair) in hidden.windows(2).enumerate() {
+                        let mut state = pair[0].clone();
+                        rank.layer(layer, batch, &group, &mut state).unwrap();
+                        if layer + 1 == checkpoint.config().layers {
+                            state = rank.final_norm(&state);
+                        }
+                        let error = relative_rms(&state, &pair[1]);
+                        println!("{model} tensor {tensor} layer {layer}: {error:.1e}");
+                        assert!(error <= TOLERANCE, "{model} tensor {tensor} layer {layer}: {error}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+fn relative_rms(own: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(own.len(), expected.len());
+    let square = |value: f32| f64::from(value) * f64::from(value);
+    let error: f64 = own.iter().zip(expected).map(|(own, expected)| square(own - expected)).sum();
+    let size: f64 = expected.iter().map(|&expected| square(expected)).sum();
+    (error / size).sqrt()
+}

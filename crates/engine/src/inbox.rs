@@ -1,0 +1,195 @@
+//! What the handles and the step loop share: commands on their way in, load and the end on their way out.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use herd_scheduler::{Continuation, Counters, Load, SequenceId, Work};
+use tokio::sync::{mpsc, watch};
+
+use crate::{Event, Sampling, SubmitError};
+
+/// Where a sequence reports to, and how its tokens are drawn.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    pub(crate) events: mpsc::Sender<Event>,
+    /// Absent for a reservation.
+    pub(crate) sampling: Option<Sampling>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Command {
+    Submit(SequenceId, Work, Reporter),
+    Decode(SequenceId, Continuation, Reporter),
+    Release(SequenceId),
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    /// In order. Bounded: submissions by the limit of the queue, everything else by the number of live handles, which give
+    /// one command each.
+    commands: Vec<Command>,
+    /// Of the scheduler, and of what the loop has taken from here and not told of yet.
+    load: Load,
+    counters: Counters,
+    next_id: u64,
+    closed: bool,
+    stopped: Option<String>,
+}
+
+impl Inbox {
+    /// Submissions that the loop has not seen are waiting too.
+    fn load(&self) -> Load {
+        let mut load = self.load;
+        for command in &self.commands {
+            if let Command::Submit(_, work, _) = command {
+                load.waiting += 1;
+                load.waiting_prompt_tokens += work.prompt_tokens();
+            }
+        }
+        load
+    }
+}
+
+/// Shared by the engine's handles, the handles of its sequences, and the step loop.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+    max_waiting: usize,
+    load: watch::Sender<Load>,
+    stopped: watch::Sender<Option<String>>,
+    #[cfg(test)]
+    publications: std::sync::atomic::AtomicUsize,
+}
+
+impl Shared {
+    pub(crate) fn new(max_waiting: usize) -> Self {
+        Self {
+            inbox: Mutex::default(),
+            wake: Condvar::new(),
+            max_waiting,
+            load: watch::Sender::default(),
+            stopped: watch::Sender::default(),
+            #[cfg(test)]
+            publications: std::sync::atomic::AtomicUsize::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a request, or says at once that there is no room for it.
+    pub(crate) fn submit(self: &Arc<Self>, work: Work, reporter: Reporter) -> Result<Ticket, SubmitError> {
+        let mut inbox = self.lock();
+        if let Some(reason) = &inbox.stopped {
+            return Err(SubmitError::Stopped(reason.clone()));
+        }
+        let waiting = inbox.load().waiting;
+        if waiting >= self.max_waiting {
+            return Err(SubmitError::Full { waiting });
+        }
+        let id = SequenceId(inbox.next_id);
+        inbox.next_id += 1;
+        inbox.commands.push(Command::Submit(id, work, reporter));
+        self.load.send_replace(inbox.load());
+        drop(inbox);
+        self.wake.notify_one();
+        Ok(Ticket { shared: Arc::clone(self), id })
+    }
+
+    fn decode(&self, id: SequenceId, from: Continuation, reporter: Reporter) -> Result<(), SubmitError> {
+        let mut inbox = self.lock();
+        if let Some(reason) = &inbox.stopped {
+            return Err(SubmitError::Stopped(reason.clone()));
+        }
+        inbox.commands.push(Command::Decode(id, from, reporter));
+        drop(inbox);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Commands since the last call. Waits for one when there is nothing else to do. `None`: the last handle is gone.
+    pub(crate) fn take(&self, idle: bool) -> Option<Vec<Command>> {
+        let mut inbox = self.lock();
+        while idle && inbox.commands.is_empty() && !inbox.closed {
+            // No deadline: whatever there is to be done next comes through this door and rings the bell.
+            inbox = self.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+        }
+        if inbox.closed {
+            return None;
+        }
+        inbox.load = inbox.load();
+        Some(std::mem::take(&mut inbox.commands))
+    }
+
+    /// The loop has taken in what it took from the inbox, or ended a step. Called after each before any event is sent, so
+    /// that who gets an event sees load and counters that include it.
+    pub(crate) fn publish(&self, load: Load, counters: Counters) {
+        #[cfg(test)]
+        self.publications.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let mut inbox = self.lock();
+        (inbox.load, inbox.counters) = (load, counters);
+        let load = inbox.load();
+        self.load.send_if_modified(|current| std::mem::replace(current, load) != load);
+    }
+
+    /// Nothing is taken from now on. Returns what is in the inbox still.
+    pub(crate) fn stop(&self, reason: &str) -> Vec<Command> {
+        let mut inbox = self.lock();
+        inbox.stopped.get_or_insert_with(|| reason.to_owned());
+        let left = std::mem::take(&mut inbox.commands);
+        inbox.load = Load::default();
+        self.load.send_replace(Load::default());
+        drop(inbox);
+        self.stopped.send_replace(Some(reason.to_owned()));
+        left
+    }
+
+    /// Asks the loop to end.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn watch_load(&self) -> watch::Receiver<Load> {
+        self.load.subscribe()
+    }
+
+    pub(crate) fn watch_stopped(&self) -> watch::Receiver<Option<String>> {
+        self.stopped.subscribe()
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.lock().counters
+    }
+
+    /// Turns of the loop and steps it ran.
+    #[cfg(test)]
+    pub(crate) fn publications(&self) -> usize {
+        self.publications.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// A sequence's claim on the queue, on a slot, on blocks. Dropping it gives all of it back within one step.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    shared: Arc<Shared>,
+    id: SequenceId,
+}
+
+impl Ticket {
+    pub(crate) fn decode(&self, from: Continuation, reporter: Reporter) -> Result<(), SubmitError> {
+        self.shared.decode(self.id, from, reporter)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut inbox = self.shared.lock();
+        if inbox.stopped.is_none() {
+            inbox.commands.push(Command::Release(self.id));
+            drop(inbox);
+            self.shared.wake.notify_one();
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The one thread that owns scheduler, executor and sequences, and turns commands into steps and steps into events.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use herd_scheduler::{Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, Started, StepPlan};
+
+use crate::inbox::{Command, Reporter, Shared};
+use crate::sampler::sample;
+use crate::{Event, Executor, FinishReason, SampledToken};
+
+pub(crate) struct StepLoop {
+    scheduler: Scheduler,
+    executor: Box<dyn Executor>,
+    vocab_size: usize,
+    sequences: HashMap<SequenceId, Running>,
+    shared: Arc<Shared>,
+    /// Of this turn; they go out when load and counters include them.
+    events: Vec<(SequenceId, Event)>,
+}
+
+struct Running {
+    reporter: Reporter,
+    prompt_tokens: usize,
+    /// Position of the next token.
+    position: usize,
+}
+
+impl StepLoop {
+    pub(crate) fn new(executor: Box<dyn Executor>, limits: Limits, shared: Arc<Shared>) -> Self {
+        Self {
+            scheduler: Scheduler::new(limits),
+            vocab_size: executor.vocab_size().max(1),
+            executor,
+            sequences: HashMap::new(),
+            shared,
+            events: Vec::new(),
+        }
+    }
+
+    /// Runs until the last handle is gone or a step fails.
+    pub(crate) fn run(mut self) {
+        let ended = catch_unwind(AssertUnwindSafe(|| self.turns()));
+        let reason = match ended {
+            Ok(Ok(())) => "the engine was shut down".to_owned(),
+            Ok(Err(reason)) => reason,
+            Err(panic) => format!("the step loop panicked: {}", message(&*panic)),
+        };
+        for command in self.shared.stop(&reason) {
+            if let Command::Submit(id, work, reporter) = command {
+                self.admit(id, work.prompt_tokens(), 0, reporter);
+            } else if let Command::Decode(id, from, reporter) = command {
+                self.admit(id, from.prompt.len(), from.generated, reporter);
+            }
+        }
+        for running in self.sequences.values() {
+            running.send(Event::Failed(reason.clone()));
+        }
+    }
+
+    fn turns(&mut self) -> Result<(), String> {
+        let mut idle = false;
+        while let Some(commands) = self.shared.take(idle) {
+            for command in commands {
+                self.obey(command);
+            }
+            let Planned { started, step } = self.scheduler.plan();
+            for Started { sequence, blocks } in started {
+                self.events.push((sequence, Event::Started { blocks }));
+            }
+            self.report();
+            idle = step.entries.is_empty();
+            if !idle {
+                let output = self.executor.step(&step).map_err(|error| error.to_string())?;
+                self.scheduler.complete(&step);
+                self.sample(&step, &output.logits)?;
+                self.report();
+            }
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit(id, work, reporter) => {
+                let prompt_tokens = work.prompt_tokens();
+                self.admit(id, prompt_tokens, 0, reporter);
+                if let Err(refused) = self.scheduler.submit(id, work) {
+                    self.events.push((id, Event::Failed(refused.to_string())));
+                }
+            }
+            Command::Decode(id, from, reporter) => {
+                self.admit(id, from.prompt.len(), from.generated, reporter);
+                match self.scheduler.decode(id, from) {
+                    Ok(None) => {}
+                    Ok(Some(ended)) => self.events.push((id, Event::Finished(reason(ended)))),
+                    Err(refused) => self.fail(id, refused.to_string()),
+                }
+            }
+            Command::Release(id) => {
+                self.scheduler.release(id);
+                self.sequences.remove(&id);
+            }
+        }
+    }
+
+    fn admit(&mut self, id: SequenceId, prompt_tokens: usize, position: usize, reporter: Reporter) {
+        self.sequences.insert(id, Running { reporter, prompt_tokens, position });
+    }
+
+    fn fail(&mut self, id: SequenceId, why: String) {
+        self.scheduler.release(id);
+        self.events.push((id, Event::Failed(why)));
+    }
+
+    /// Draws a token from every row of logits of a step that is done.
+    fn sample(&mut self, step: &StepPlan, logits: &[f32]) -> Result<(), String> {
+        let wanted = step.entries.iter().filter(|entry| entry.logits == LogitRows::Last).count();
+        if logits.len() != wanted * self.vocab_size {
+            let (got, vocab) = (logits.len(), self.vocab_size);
+            return Err(format!("a step returned {got} logits instead of {wanted} rows of {vocab}"));
+        }
+        let mut rows = logits.chunks_exact(self.vocab_size);
+        for entry in &step.entries {
+            let id = entry.sequence;
+            let row = if entry.logits == LogitRows::Last { rows.next() } else { None };
+            let Some(running) = self.sequences.get_mut(&id) else { continue };
+            if entry.start < running.prompt_tokens {
+                let computed = entry.start + entry.tokens.len();
+                self.events.push((id, Event::Computed { computed }));
+            }
+            if let (Some(row), Some(sampling)) = (row, &running.reporter.sampling) {
+                match sample(row, sampling, running.position) {
+                    Ok(sampled) => {
+                        running.position += 1;
+                        let SampledToken { token, .. } = sampled;
+                        let stop = sampling.stop_ids.contains(&token.id);
+                        self.events.push((id, Event::Token(sampled)));
+                        if let Some(ended) = self.scheduler.sampled(id, token.id, stop) {
+                            self.events.push((id, Event::Finished(reason(ended))));
+                        }
+                    }
+                    Err(error) => self.fail(id, error.to_string()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes load and counters, then sends this turn's events.
+    fn report(&mut self) {
+        self.shared.publish(self.scheduler.load(), self.scheduler.counters());
+        for (id, event) in self.events.drain(..) {
+            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+            if let Some(running) = self.sequences.get(&id) {
+                running.send(event);
+            }
+            if last {
+                self.sequences.remove(&id);
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Never fails for want of room: the channel was made for all events the sequence can emit. A reader that is gone has
+    /// its release in the inbox.
+    fn send(&self, event: Event) {
+        let _ = self.reporter.events.try_send(event);
+    }
+}
+
+fn reason(ended: Ended) -> FinishReason {
+    match ended {
+        Ended::Stop => FinishReason::Stop,
+        Ended::Length => FinishReason::Length,
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

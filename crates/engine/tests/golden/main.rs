@@ -1,0 +1,13 @@
+//! Whole models against the reference (transformers and torch in float32), and against themselves.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking, also in what its cases share"
+)]
+
+mod batching;
+mod perplexity;
+mod reference;
+mod runner;
+mod smollm2;
+mod tokens;

@@ -1,0 +1,138 @@
+//! From options to an executor and what has to be known about its model.
+
+use std::path::PathBuf;
+
+use herd_engine::{Checkpoint, CpuModel, Executor, FakeOptions, LoadError, LoadOptions, ModelInfo};
+use herd_model::{BLOCK_TOKENS, Dtype, FileDigest, ModelConfig, ShardPlan, kv_fingerprint, model_digest};
+
+use crate::error::WorkerError;
+use crate::options::{Backend, CpuBackend, FakeBackend, KvSize, WorkerLimits};
+
+/// What a worker knows about the model it serves.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) config: ModelConfig,
+    pub(crate) shards: ShardPlan,
+    pub(crate) digest: String,
+    pub(crate) kv_fingerprint: String,
+    pub(crate) dtype: Dtype,
+    /// Of every rank.
+    pub(crate) kv_blocks: usize,
+    pub(crate) block_tokens: usize,
+    /// Where the bundle's files are.
+    pub(crate) bundle: Option<PathBuf>,
+}
+
+/// Loads the model. Takes as long as reading the weights does.
+pub(crate) fn load(
+    backend: Backend,
+    limits: &WorkerLimits,
+) -> Result<(Box<dyn Executor>, Model), WorkerError> {
+    match backend {
+        Backend::Cpu(cpu) => load_cpu(&cpu, limits),
+        Backend::Fake(fake) => load_fake(*fake),
+    }
+}
+
+fn load_cpu(backend: &CpuBackend, limits: &WorkerLimits) -> Result<(Box<dyn Executor>, Model), WorkerError> {
+    let CpuBackend { model_dir, tensor, dtype, kv, threads } = backend;
+    let kv_blocks = match *kv {
+        KvSize::Blocks(blocks) => blocks,
+        KvSize::Bytes(bytes) => {
+            let checkpoint = Checkpoint::open(model_dir).map_err(LoadError::from)?;
+            kv_blocks(checkpoint.config(), *tensor, *dtype, bytes, limits)?
+        }
+    };
+    let options = LoadOptions { tensor: *tensor, dtype: *dtype, kv_blocks, threads: *threads };
+    let model = CpuModel::load(model_dir, &options)?;
+    let ModelInfo { config, shards, digest, kv_fingerprint, kv_blocks, weight_bytes_per_rank } =
+        model.info().clone();
+    tracing::info!(digest, kv_fingerprint, kv_blocks, ?weight_bytes_per_rank, "model loaded");
+    let bundle = Some(model_dir.clone());
+    let model_info = Model {
+        config,
+        shards,
+        digest,
+        kv_fingerprint,
+        dtype: *dtype,
+        kv_blocks,
+        block_tokens: BLOCK_TOKENS,
+        bundle,
+    };
+    Ok((Box::new(model), model_info))
+}
+
+/// Blocks that fit into `bytes` over all ranks, and no more than all sequences together can fill.
+fn kv_blocks(
+    config: &ModelConfig,
+    tensor: usize,
+    dtype: Dtype,
+    bytes: u64,
+    limits: &WorkerLimits,
+) -> Result<usize, WorkerError> {
+    let replicas = ShardPlan::new(config, tensor)?.kv_replicas();
+    let block_bytes = config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS * replicas;
+    let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / block_bytes;
+    if blocks == 0 {
+        let problem = format!("{bytes} bytes do not hold one block, which takes {block_bytes}");
+        return Err(WorkerError::Option { option: "--kv-memory", problem });
+    }
+    let context_length = limits.context_length.unwrap_or(config.context_length);
+    Ok(blocks.min(limits.max_sequences.saturating_mul(context_length.div_ceil(BLOCK_TOKENS)).max(1)))
+}
+
+/// A configuration whose KV heads split as the fake backend splits them, and an identity that follows from the options.
+fn load_fake(backend: FakeBackend) -> Result<(Box<dyn Executor>, Model), WorkerError> {
+    let FakeBackend { model, options, context_length, bundle } = backend;
+    let FakeOptions {
+        vocab_size, tensor, layers, kv_heads, row_bytes, kv_blocks, block_tokens, seed, ..
+    } = options;
+    let config = serde_json::json!({
+        "model_type": "llama",
+        "hidden_size": 64,
+        // Room for any degree that tests ask for.
+        "intermediate_size": 1 << 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 48 * kv_heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": (row_bytes / Dtype::F32.bytes()).next_multiple_of(2).max(2),
+        "vocab_size": vocab_size,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": context_length,
+    });
+    let config = ModelConfig::from_json(config.to_string().as_bytes(), None)?;
+    let shape =
+        [vocab_size, layers, kv_heads, row_bytes, block_tokens].map(|part| part.to_string()).join("x");
+    let digest = model_digest(&[FileDigest { path: format!("fake/{shape}"), size: seed, sha256: [0; 32] }]);
+    let model_info = Model {
+        shards: ShardPlan::new(&config, tensor)?,
+        kv_fingerprint: kv_fingerprint(&digest, Dtype::F32, "fake"),
+        config,
+        digest,
+        dtype: Dtype::F32,
+        kv_blocks,
+        block_tokens,
+        bundle,
+    };
+    Ok((Box::new(model), model_info))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kv_memory_is_a_bound_and_so_is_what_sequences_can_fill() {
+        let (_, model) = load_fake(FakeBackend::new(FakeOptions::default(), 1000)).unwrap();
+        let config = model.config;
+        let block = (config.kv_bytes_per_token(4) * BLOCK_TOKENS) as u64;
+        let limits = WorkerLimits { max_sequences: 2, ..WorkerLimits::default() };
+        let blocks = |tensor, bytes| kv_blocks(&config, tensor, Dtype::F32, bytes, &limits);
+        assert_eq!(blocks(1, 5 * block + 1).unwrap(), 5);
+        // Four KV heads on eight ranks: each twice.
+        assert_eq!(blocks(8, 5 * block).unwrap(), 2);
+        assert_eq!(blocks(1, 1000 * block).unwrap(), 2 * 16);
+        assert!(blocks(1, block - 1).unwrap_err().to_string().starts_with("--kv-memory: "));
+        assert_eq!(blocks(5, block).unwrap_err().reason(), "ImpossibleParallelism");
+    }
+}

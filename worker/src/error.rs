@@ -1,0 +1,78 @@
+//! What keeps a worker from serving.
+
+use std::net::SocketAddr;
+
+use herd_engine::{CheckpointError, LoadError};
+use herd_model::{ConfigError, ShardError};
+
+/// A worker that cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The checkpoint cannot be served.
+    #[error(transparent)]
+    Model(LoadError),
+    /// Its configuration cannot be served.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tensor degree does not split the model.
+    #[error(transparent)]
+    Parallelism(#[from] ShardError),
+    /// Options that contradict each other.
+    #[error("{option}: {problem}")]
+    Option {
+        /// As on the command line.
+        option: &'static str,
+        /// What is wrong and what to give instead.
+        problem: String,
+    },
+    /// A port that cannot be listened on.
+    #[error("cannot listen on {address} for {purpose}: {source}")]
+    Listen {
+        /// Asked for.
+        address: SocketAddr,
+        /// `gRPC`, `HTTP` or `KV`.
+        purpose: &'static str,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// The engine's epoch is over.
+    #[error("the engine has stopped: {0}")]
+    EngineStopped(String),
+    /// A task of the worker itself ended.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl WorkerError {
+    /// A constant word for conditions and events.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Model(_) => "ModelLoadFailed",
+            Self::Config(_) => "ModelNotSupported",
+            Self::Parallelism(_) => "ImpossibleParallelism",
+            Self::Option { .. } => "InvalidOption",
+            Self::Listen { .. } => "PortUnavailable",
+            Self::EngineStopped(_) => "EngineStopped",
+            Self::Internal(_) => "InternalError",
+        }
+    }
+}
+
+impl From<prometheus::Error> for WorkerError {
+    fn from(error: prometheus::Error) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+impl From<LoadError> for WorkerError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Shard(error) => Self::Parallelism(error),
+            LoadError::Checkpoint(CheckpointError::Config(error)) => Self::Config(error),
+            LoadError::Checkpoint(_)
+            | LoadError::Option { .. }
+            | LoadError::Thread { .. }
+            | LoadError::RankEnded { .. } => Self::Model(error),
+        }
+    }
+}

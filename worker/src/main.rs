@@ -1,0 +1,221 @@
+//! `herd-worker`: one gang, until SIGTERM or a fatal error.
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use herd_engine::DEFAULT_STEP_TOKENS;
+use herd_model::Dtype;
+use herd_worker::{
+    Backend, CpuBackend, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, KvSize, Role, TerminationMessage, Worker,
+    WorkerError, WorkerLimits, WorkerOptions,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// For what still runs on the runtime when `main` is done.
+const RUNTIME_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Serves one gang of a model: internal gRPC, KV transfer, health and metrics.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Checkpoint: config.json, safetensors, tokenizer.
+    #[arg(long, env = "HERD_MODEL_DIR")]
+    model_dir: PathBuf,
+    /// Tensor degree.
+    #[arg(long, env = "HERD_TENSOR", default_value_t = 1)]
+    tensor: usize,
+    /// Of activations and KV: f32 or bf16.
+    #[arg(long, env = "HERD_DTYPE", default_value_t = Dtype::Bf16)]
+    dtype: Dtype,
+    /// KV blocks of 64 tokens that each rank has.
+    #[arg(long, env = "HERD_KV_BLOCKS", conflicts_with = "kv_memory")]
+    kv_blocks: Option<usize>,
+    /// Memory for KV over all ranks: bytes, or a number with KiB, MiB or GiB.
+    #[arg(long, env = "HERD_KV_MEMORY", default_value = "2GiB", value_parser = parse_bytes)]
+    kv_memory: u64,
+    /// Threads that compute, over all ranks; as many as there are cores unless given.
+    #[arg(long, env = "HERD_THREADS")]
+    threads: Option<usize>,
+    /// Tokens of prompt and completion together; the model's unless given.
+    #[arg(long, env = "HERD_CONTEXT_LENGTH")]
+    context_length: Option<usize>,
+    /// Tokens a step computes at most.
+    #[arg(long, env = "HERD_MAX_STEP_TOKENS", default_value_t = DEFAULT_STEP_TOKENS)]
+    max_step_tokens: usize,
+    /// Sequences that run at once.
+    #[arg(long, env = "HERD_MAX_SEQUENCES", default_value_t = WorkerLimits::default().max_sequences)]
+    max_sequences: usize,
+    /// Requests that wait.
+    #[arg(long, env = "HERD_MAX_WAITING", default_value_t = WorkerLimits::default().max_waiting)]
+    max_waiting: usize,
+    /// Where the internal gRPC service listens.
+    #[arg(long, env = "HERD_GRPC", default_value = "127.0.0.1:9000")]
+    grpc: SocketAddr,
+    /// Where /healthz, /readyz and /metrics listen.
+    #[arg(long, env = "HERD_HTTP", default_value = "127.0.0.1:9001")]
+    http: SocketAddr,
+    /// Where rank 0 takes KV, rank N on the port N above.
+    #[arg(long, env = "HERD_KV_BIND", default_value = "127.0.0.1:9100")]
+    kv_bind: SocketAddr,
+    /// Name or address other gangs reach this one at; needed where --grpc or --kv-bind is 0.0.0.0.
+    #[arg(long, env = "HERD_ADVERTISE")]
+    advertise: Option<String>,
+    /// Generated unless given.
+    #[arg(long, env = "HERD_GANG_ID")]
+    gang_id: Option<String>,
+    /// Of the LlamaDeployment.
+    #[arg(long, env = "HERD_REVISION", default_value = "")]
+    revision: String,
+    /// Seconds a drain waits for running requests.
+    #[arg(long, env = "HERD_DRAIN_DEADLINE", default_value_t = DEFAULT_DRAIN_DEADLINE.as_secs())]
+    drain_deadline: u64,
+    /// Where the reason of a fatal error is written, if the file exists.
+    #[arg(long, env = "HERD_TERMINATION_LOG", default_value = "/dev/termination-log")]
+    termination_log: PathBuf,
+    /// How log lines look; `RUST_LOG` says which.
+    #[arg(long, env = "HERD_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    start_logging(args.log_format);
+    let termination_log = args.termination_log.clone();
+    let Err(error) = run(args) else { return ExitCode::SUCCESS };
+    let message = TerminationMessage::from(&error);
+    tracing::error!(reason = message.reason, "{}", message.message);
+    if let Err(error) = message.write(&termination_log) {
+        tracing::error!("cannot write {}: {error}", termination_log.display());
+    }
+    ExitCode::FAILURE
+}
+
+fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+}
+
+fn run(args: Args) -> Result<(), WorkerError> {
+    let internal = |error: std::io::Error| WorkerError::Internal(error.to_string());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(internal)?;
+    let ended = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
+        serve(options(args), &mut terminate).await
+    });
+    runtime.shutdown_timeout(RUNTIME_DEADLINE);
+    ended
+}
+
+async fn serve(options: WorkerOptions, terminate: &mut Signal) -> Result<(), WorkerError> {
+    let mut worker = tokio::select! {
+        started = Worker::start(options) => started?,
+        _ = terminate.recv() => return Ok(()),
+    };
+    tokio::select! {
+        error = worker.failed() => return Err(error),
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("draining");
+    let aborted = worker.drain(None).await;
+    worker.shutdown().await;
+    tracing::info!(aborted, "drained");
+    Ok(())
+}
+
+fn options(args: Args) -> WorkerOptions {
+    let Args {
+        model_dir,
+        tensor,
+        dtype,
+        kv_blocks,
+        kv_memory,
+        threads,
+        context_length,
+        max_step_tokens,
+        max_sequences,
+        max_waiting,
+        grpc,
+        http,
+        kv_bind,
+        advertise,
+        gang_id,
+        revision,
+        drain_deadline,
+        termination_log: _,
+        log_format: _,
+    } = args;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    WorkerOptions {
+        backend: Backend::Cpu(CpuBackend {
+            model_dir,
+            tensor,
+            dtype,
+            kv: kv_blocks.map_or(KvSize::Bytes(kv_memory), KvSize::Blocks),
+            threads: threads.unwrap_or(cores),
+        }),
+        grpc,
+        http,
+        kv: kv_bind,
+        advertise,
+        advertise_kv: None,
+        limits: WorkerLimits { max_step_tokens, max_sequences, max_waiting, context_length },
+        revision,
+        gang_id,
+        role: Role::Unified,
+        drain_deadline: Duration::from_secs(drain_deadline),
+        lease: DEFAULT_LEASE,
+    }
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        other => return Err(format!("{other:?} is not KiB, MiB or GiB")),
+    };
+    let number: u64 = digits.trim().parse().map_err(|_| format!("{digits:?} is not a whole number"))?;
+    number.checked_mul(unit).ok_or_else(|| format!("{text} is too much"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn flags_do_not_contradict_each_other() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert_eq!(parse_bytes("3MiB"), Ok(3 << 20));
+        assert_eq!(parse_bytes("2GiB"), Ok(2 << 30));
+        assert!(parse_bytes("2GB").is_err());
+        assert!(parse_bytes("GiB").is_err());
+        assert!(parse_bytes("99999999999999GiB").is_err());
+    }
+}

@@ -1,0 +1,152 @@
+//! What a worker is started with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use herd_engine::{DEFAULT_STEP_TOKENS, FakeControl, FakeModel, FakeOptions};
+use herd_model::Dtype;
+use herd_proto::internal::v1::Role;
+
+/// Everything a worker is started with.
+#[derive(Debug)]
+pub struct WorkerOptions {
+    /// What runs the model.
+    pub backend: Backend,
+    /// Where the internal gRPC service listens; port 0 takes a free one.
+    pub grpc: SocketAddr,
+    /// Where health and metrics listen; port 0 takes a free one.
+    pub http: SocketAddr,
+    /// Where rank 0 takes KV frames, rank N on the port N above; port 0 takes a free one for each rank.
+    pub kv: SocketAddr,
+    /// Name or address other gangs reach this worker at, without a port. None: the address `grpc` is bound to, which then
+    /// has to be a definite one.
+    pub advertise: Option<String>,
+    /// "host:port" of each rank's KV connections as other gangs see them, where a proxy stands in between. None: `advertise`
+    /// and the ports they are bound to.
+    pub advertise_kv: Option<Vec<String>>,
+    /// Bounds of one step and of the queue.
+    pub limits: WorkerLimits,
+    /// Of the LlamaDeployment; empty outside a cluster.
+    pub revision: String,
+    /// Named by the operator; None: a random one.
+    pub gang_id: Option<String>,
+    /// What is routed here to begin with.
+    pub role: Role,
+    /// How long a drain waits for running requests unless its caller says otherwise.
+    pub drain_deadline: Duration,
+    /// How long KV blocks stay reserved for a prefill gang that does not renew.
+    pub lease: Duration,
+}
+
+/// Bounds of one gang.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerLimits {
+    /// Tokens a step computes at most: the grain of cancelling.
+    pub max_step_tokens: usize,
+    /// Sequences that run at once.
+    pub max_sequences: usize,
+    /// Requests that wait for their start.
+    pub max_waiting: usize,
+    /// Tokens of prompt and completion together; None: what the model has.
+    pub context_length: Option<usize>,
+}
+
+/// What runs the model.
+#[derive(Debug)]
+pub enum Backend {
+    /// A checkpoint, on CPUs.
+    Cpu(CpuBackend),
+    /// No weights: for tests of everything above the engine.
+    Fake(Box<FakeBackend>),
+}
+
+/// The CPU backend's options.
+#[derive(Clone, Debug)]
+pub struct CpuBackend {
+    /// The checkpoint: `config.json`, safetensors, tokenizer.
+    pub model_dir: PathBuf,
+    /// Tensor degree.
+    pub tensor: usize,
+    /// Of activations and KV.
+    pub dtype: Dtype,
+    /// Size of the KV cache.
+    pub kv: KvSize,
+    /// Threads all ranks share.
+    pub threads: usize,
+}
+
+/// Size of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSize {
+    /// Blocks a rank has.
+    Blocks(usize),
+    /// Bytes over all ranks.
+    Bytes(u64),
+}
+
+/// The fake backend's options.
+#[derive(Debug)]
+pub struct FakeBackend {
+    pub(crate) model: FakeModel,
+    pub(crate) options: FakeOptions,
+    pub(crate) context_length: usize,
+    pub(crate) bundle: Option<PathBuf>,
+}
+
+impl FakeBackend {
+    /// A model of this shape. Equal shapes but for tensor degree and KV blocks have equal digests.
+    pub fn new(options: FakeOptions, context_length: usize) -> Self {
+        Self { model: FakeModel::new(options.clone()), options, context_length, bundle: None }
+    }
+
+    /// Serves the files of this folder as its bundle.
+    #[must_use]
+    pub fn with_bundle(self, dir: impl Into<PathBuf>) -> Self {
+        Self { bundle: Some(dir.into()), ..self }
+    }
+
+    /// Holds its steps and makes them fail.
+    pub fn control(&self) -> FakeControl {
+        self.model.control()
+    }
+}
+
+impl Default for WorkerLimits {
+    fn default() -> Self {
+        Self {
+            max_step_tokens: DEFAULT_STEP_TOKENS,
+            max_sequences: 64,
+            max_waiting: 256,
+            context_length: None,
+        }
+    }
+}
+
+/// Time a request gets to end by itself when a pod is removed: Kubernetes waits 30 s before it kills, the pods that the
+/// operator makes wait longer.
+pub const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(25);
+
+/// Three renewals, of which two may be lost.
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(10);
+
+impl WorkerOptions {
+    /// On free ports of the loopback interface, with the defaults for the rest.
+    pub fn loopback(backend: Backend) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            backend,
+            grpc: any,
+            http: any,
+            kv: any,
+            advertise: None,
+            advertise_kv: None,
+            limits: WorkerLimits::default(),
+            revision: String::new(),
+            gang_id: None,
+            role: Role::Unified,
+            drain_deadline: DEFAULT_DRAIN_DEADLINE,
+            lease: DEFAULT_LEASE,
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! `Prefill`: computes a prompt, samples position 0, and pushes the KV to the gang that asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use herd_engine::{Event, SampledToken, Sequence};
+use herd_model::{ShardPlan, kv_routes};
+use herd_proto::internal::v1 as wire;
+use herd_proto::internal::v1::prefill_event::Event as WireEvent;
+use herd_proto::internal::v1::worker_client::WorkerClient;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::gang::Gang;
+use crate::metrics::Call;
+use crate::refusal::refuse;
+use crate::request::{ValidatedRequest, Work, token_to};
+use crate::stream::{Messages, TaskStream};
+use crate::transfer::{Outgoing, Progress, Route, send};
+
+/// For the decode gang to have blocks. They come free as its sequences end; this prompt's own blocks are held meanwhile, so
+/// that it cannot be left open. It also ends the knot of two gangs that wait for each other's blocks.
+const RESERVE_DEADLINE: Duration = Duration::from_mins(1);
+
+/// Renewals a lease: two may be lost.
+const RENEWALS_A_LEASE: u32 = 3;
+
+/// The shortest time between two renewals, whatever lease the other gang names.
+const SHORTEST_RENEWAL: Duration = Duration::from_millis(10);
+
+/// Starts a prefill, or refuses it before anything was done.
+pub(crate) fn prefill(
+    gang: &Arc<Gang>,
+    request: wire::PrefillRequest,
+    deadline: Option<Instant>,
+) -> Result<TaskStream<wire::PrefillEvent>, Status> {
+    let wire::PrefillRequest {
+        context,
+        prompt,
+        sampling,
+        transfer,
+        decode_peer,
+        decode_epoch,
+        kv_fingerprint,
+    } = request;
+    gang.identity.check(&context.clone().unwrap_or_default())?;
+    if kv_fingerprint != gang.model.kv_fingerprint {
+        return Err(Status::failed_precondition(format!(
+            "kv_fingerprint is {kv_fingerprint}, this gang's is {}",
+            gang.model.kv_fingerprint
+        )));
+    }
+    let request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::PromptOnly)?;
+    let client = gang.peers.client("decode_peer", &decode_peer)?;
+    let ticket = gang.admission.enter()?;
+    let ValidatedRequest { context, prompt, sampling } = request;
+    let prompt_tokens = prompt.len();
+    let sequence = gang.engine.prefill(prompt, sampling).map_err(|error| refuse(&error))?;
+    gang.metrics.request(Call::Prefill);
+    let decode_gang = DecodeGang {
+        // Its revision is not known here.
+        context: wire::Context { gang_epoch: decode_epoch, revision: String::new(), ..context },
+        peer: decode_peer,
+        transfer,
+        client,
+    };
+    let job = Job { gang: Arc::clone(gang), prompt_tokens, decode_gang };
+    Ok(TaskStream::spawn(&gang.admission, ticket, deadline, move |messages| job.run(sequence, messages)))
+}
+
+/// The gang that asked.
+struct DecodeGang {
+    peer: String,
+    context: wire::Context,
+    transfer: u64,
+    client: WorkerClient<Channel>,
+}
+
+struct Job {
+    gang: Arc<Gang>,
+    prompt_tokens: usize,
+    decode_gang: DecodeGang,
+}
+
+impl Job {
+    /// The sequence, and with it the blocks that are read, lives as long as anything here does.
+    async fn run(self, mut sequence: Sequence, messages: Messages<wire::PrefillEvent>) -> Result<(), Status> {
+        messages.send(event(WireEvent::Queued(wire::Queued {}))).await?;
+        let blocks = match sequence.next().await {
+            Some(Event::Started { blocks }) => blocks,
+            other => return Err(ended(other)),
+        };
+        messages.send(event(WireEvent::Started(wire::Started {}))).await?;
+        let (computed, progress) = watch::channel(0);
+        let (first, ()) =
+            tokio::try_join!(compute(&mut sequence, &computed), self.deliver(blocks, progress))?;
+        let first = Some(token_to(first));
+        messages.send(event(WireEvent::Done(wire::PrefillDone { first, cached_tokens: 0 }))).await
+    }
+
+    /// Reserves blocks and fills them, holding the lease all the while.
+    async fn deliver(&self, blocks: Arc<[u32]>, progress: Progress) -> Result<(), Status> {
+        let Self { gang, prompt_tokens, decode_gang } = self;
+        let wire::ReserveResponse { kv_endpoints, lease_millis } =
+            decode_gang.reserve(*prompt_tokens).await?;
+        let model = &gang.model;
+        let target = ShardPlan::new(&model.config, kv_endpoints.len())
+            .map_err(|error| decode_gang.failed("Reserve", &error.to_string()))?;
+        let outgoing = Outgoing {
+            transfer: decode_gang.transfer,
+            epoch: decode_gang.context.gang_epoch,
+            fingerprint: model.kv_fingerprint.clone(),
+            dtype: model.dtype,
+            layers: model.config.layers,
+            block_tokens: model.block_tokens,
+            prompt_tokens: *prompt_tokens,
+            blocks,
+        };
+        let routes = kv_routes(&model.shards, &target).into_iter().filter_map(|route| {
+            let store = gang.engine.kv().get(route.source_rank)?;
+            let route = Route {
+                endpoint: kv_endpoints.get(route.target_rank)?.clone(),
+                source_rank: route.source_rank as u16,
+                target_rank: route.target_rank as u16,
+                heads: route.heads,
+            };
+            Some(send(route, &outgoing, &**store, progress.clone(), &gang.metrics))
+        });
+        tokio::select! {
+            sent = try_join_all(routes) => match sent {
+                Ok(_) => Ok(()),
+                Err(error) => Err(Status::unavailable(error.to_string())),
+            },
+            lost = decode_gang.hold_lease(Duration::from_millis(lease_millis.into())) => Err(lost),
+        }
+    }
+}
+
+/// Follows the engine to position 0.
+async fn compute(sequence: &mut Sequence, computed: &watch::Sender<usize>) -> Result<SampledToken, Status> {
+    let mut first = None;
+    loop {
+        match sequence.next().await {
+            Some(Event::Computed { computed: positions }) => drop(computed.send_replace(positions)),
+            Some(Event::Token(token)) => first = Some(token),
+            other @ (Some(Event::Finished(_) | Event::Started { .. } | Event::Failed(_)) | None) => {
+                return first
+                    .take()
+                    .filter(|_| matches!(other, Some(Event::Finished(_))))
+                    .ok_or_else(|| ended(other));
+            }
+        }
+    }
+}
+
+fn ended(event: Option<Event>) -> Status {
+    match event {
+        Some(Event::Failed(reason)) => Status::unavailable(format!("the engine failed: {reason}")),
+        other => Status::internal(format!("the engine ended a prefill with {other:?}")),
+    }
+}
+
+fn event(event: WireEvent) -> wire::PrefillEvent {
+    wire::PrefillEvent { event: Some(event) }
+}
+
+impl DecodeGang {
+    fn failed(&self, call: &str, problem: &str) -> Status {
+        Status::unavailable(format!("{call} at {}, transfer {}: {problem}", self.peer, self.transfer))
+    }
+
+    async fn reserve(&self, prompt_tokens: usize) -> Result<wire::ReserveResponse, Status> {
+        let request = wire::ReserveRequest {
+            context: Some(self.context.clone()),
+            transfer: self.transfer,
+            prompt_tokens: prompt_tokens as u32,
+        };
+        let answer = timeout(RESERVE_DEADLINE, self.client.clone().reserve(request))
+            .await
+            .map_err(|_| self.failed("Reserve", &format!("no kv blocks within {RESERVE_DEADLINE:?}")))?;
+        answer.map(tonic::Response::into_inner).map_err(|status| match status.code() {
+            Code::ResourceExhausted => status,
+            _ => self.failed("Reserve", status.message()),
+        })
+    }
+
+    /// Renews for as long as it is polled; resolves when the lease is lost.
+    async fn hold_lease(&self, lease: Duration) -> Status {
+        let period = (lease / RENEWALS_A_LEASE).max(SHORTEST_RENEWAL);
+        let mut failures = 0;
+        loop {
+            tokio::time::sleep(period).await;
+            let request = wire::RenewRequest { context: Some(self.context.clone()), transfer: self.transfer };
+            match timeout(period, self.client.clone().renew(request)).await {
+                Ok(Ok(_)) => failures = 0,
+                Ok(Err(status)) if status.code() == Code::NotFound => {
+                    return self.failed("Renew", status.message());
+                }
+                Ok(Err(_)) | Err(_) => failures += 1,
+            }
+            if failures >= RENEWALS_A_LEASE {
+                return self.failed("Renew", "no answer");
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Requests that are not taken, as gRPC statuses.
+
+use herd_engine::SubmitError;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+
+/// Metadata of a refusal: milliseconds after which trying again makes sense.
+pub const RETRY_AFTER: &str = "retry-after-ms";
+
+/// A queue that is full now moves within the time a few requests take; what those take is known to the gateway, not here.
+const RETRY_AFTER_MILLIS: u32 = 1000;
+
+/// The status of a request that the engine does not take.
+pub(crate) fn refuse(error: &SubmitError) -> Status {
+    match error {
+        SubmitError::Full { .. } => full(error.to_string()),
+        SubmitError::TooLong(_) | SubmitError::Empty | SubmitError::BadToken { .. } => {
+            Status::invalid_argument(format!("prompt: {error}"))
+        }
+        SubmitError::BadSampling { .. } => Status::invalid_argument(format!("sampling.{error}")),
+        SubmitError::Stopped(_) => Status::unavailable(error.to_string()),
+    }
+}
+
+/// `RESOURCE_EXHAUSTED` with a hint when to come back.
+pub(crate) fn full(message: String) -> Status {
+    let mut status = Status::resource_exhausted(message);
+    status.metadata_mut().insert(RETRY_AFTER, MetadataValue::from(RETRY_AFTER_MILLIS));
+    status
+}
+
+/// A gang that takes nothing new. The words are part of the protocol: they mean "retry elsewhere, nothing was done".
+pub(crate) fn draining() -> Status {
+    Status::unavailable("draining, not started")
+}
+
+/// What a prefill gang's refusal or failure means to whoever called `Decode`: a full queue and a bad argument are passed on,
+/// anything else is a gang that cannot be used now.
+pub(crate) fn prefill_failed(peer: &str, status: &Status) -> Status {
+    let message = format!("prefill at {peer}: {}", status.message());
+    match status.code() {
+        Code::ResourceExhausted => full(message),
+        Code::InvalidArgument => Status::invalid_argument(message),
+        code => Status::unavailable(format!("{message} ({code:?})")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_queue_comes_with_a_hint() {
+        let status = refuse(&SubmitError::Full { waiting: 3 });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.metadata().get(RETRY_AFTER).unwrap(), "1000");
+        let passed_on = prefill_failed("p:1", &status);
+        assert_eq!(passed_on.code(), Code::ResourceExhausted);
+        assert!(passed_on.metadata().contains_key(RETRY_AFTER));
+    }
+
+    #[test]
+    fn another_gangs_trouble_is_no_fault_of_the_request() {
+        for status in [Status::failed_precondition("x"), Status::internal("x"), Status::not_found("x")] {
+            assert_eq!(prefill_failed("p:1", &status).code(), Code::Unavailable);
+        }
+    }
+}

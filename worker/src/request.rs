@@ -1,0 +1,167 @@
+//! From wire requests to engine requests, and back to wire events.
+
+use herd_engine::{Engine, FinishReason, SampledToken, SubmitError, TokenLogprob};
+use herd_proto::internal::v1 as wire;
+use tonic::Status;
+
+use crate::refusal::refuse;
+
+/// More alternatives a token than any client asks for; each costs 8 bytes a token.
+const MAX_TOP_LOGPROBS: u32 = 128;
+
+/// More than any tokenizer has special tokens that end a text; compared with every token.
+const MAX_STOP_IDS: usize = 1024;
+
+/// A request this gang can run.
+#[derive(Clone, Debug)]
+pub(crate) struct ValidatedRequest {
+    pub(crate) context: wire::Context,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) sampling: herd_engine::Sampling,
+}
+
+/// What a gang is to do with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Keep the KV of the prompt and of all that is generated.
+    Whole,
+    /// Keep the prompt's.
+    PromptOnly,
+}
+
+impl ValidatedRequest {
+    /// Checks everything that would make the engine refuse it, its queue apart.
+    pub(crate) fn new(
+        engine: &Engine,
+        context: Option<wire::Context>,
+        prompt: Vec<u32>,
+        sampling: Option<wire::Sampling>,
+        work: Work,
+    ) -> Result<Self, Status> {
+        let context = context.unwrap_or_default();
+        let sampling = sampling.ok_or_else(|| Status::invalid_argument("sampling: is missing"))?;
+        let sampling = sampling_from(sampling, context.choice)?;
+        if prompt.is_empty() {
+            return Err(Status::invalid_argument("prompt: is empty"));
+        }
+        let vocab_size = engine.vocab_size();
+        if let Some((at, id)) = prompt.iter().enumerate().find(|(_, id)| **id as usize >= vocab_size) {
+            let message =
+                format!("prompt[{at}]: token id {id} is not below the vocabulary size, {vocab_size}");
+            return Err(Status::invalid_argument(message));
+        }
+        let generated = match work {
+            Work::Whole => sampling.max_tokens,
+            Work::PromptOnly => 0,
+        };
+        engine
+            .limits()
+            .positions(prompt.len(), generated)
+            .map_err(|error| refuse(&SubmitError::TooLong(error)))?;
+        Ok(Self { context, prompt, sampling })
+    }
+}
+
+fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::Sampling, Status> {
+    let wire::Sampling { max_tokens, temperature, top_p, seed, stop_token_ids, top_logprobs } = sampling;
+    let bad =
+        |field: &str, problem: String| Err(Status::invalid_argument(format!("sampling.{field}: {problem}")));
+    if max_tokens == 0 {
+        return bad("max_tokens", "0 is not at least 1".to_owned());
+    }
+    if !(temperature.is_finite() && temperature >= 0.0) {
+        return bad("temperature", format!("{temperature} is not a number of at least 0"));
+    }
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return bad("top_p", format!("{top_p} is not above 0 and at most 1"));
+    }
+    if stop_token_ids.len() > MAX_STOP_IDS {
+        return bad("stop_token_ids", format!("{} are more than {MAX_STOP_IDS}", stop_token_ids.len()));
+    }
+    let top_logprobs = top_logprobs.unwrap_or(0);
+    if top_logprobs > MAX_TOP_LOGPROBS {
+        return bad("top_logprobs", format!("{top_logprobs} is not at most {MAX_TOP_LOGPROBS}"));
+    }
+    Ok(herd_engine::Sampling {
+        max_tokens: max_tokens as usize,
+        temperature,
+        top_p,
+        seed,
+        choice,
+        stop_ids: stop_token_ids,
+        top_logprobs: top_logprobs as usize,
+    })
+}
+
+/// As it was before [`sampling_from`].
+pub(crate) fn sampling_to(sampling: &herd_engine::Sampling) -> wire::Sampling {
+    let herd_engine::Sampling { max_tokens, temperature, top_p, seed, choice: _, stop_ids, top_logprobs } =
+        sampling;
+    wire::Sampling {
+        max_tokens: *max_tokens as u32,
+        temperature: *temperature,
+        top_p: *top_p,
+        seed: *seed,
+        stop_token_ids: stop_ids.clone(),
+        top_logprobs: Some(*top_logprobs as u32),
+    }
+}
+
+pub(crate) fn token_to(token: SampledToken) -> wire::Token {
+    let SampledToken { position: _, token: TokenLogprob { id, logprob }, top } = token;
+    let top = top.into_iter().map(|TokenLogprob { id, logprob }| wire::TopLogprob { id, logprob }).collect();
+    wire::Token { id, logprob, top }
+}
+
+pub(crate) fn token_from(position: usize, token: wire::Token) -> SampledToken {
+    let wire::Token { id, logprob, top } = token;
+    let top = top.into_iter().map(|wire::TopLogprob { id, logprob }| TokenLogprob { id, logprob }).collect();
+    SampledToken { position, token: TokenLogprob { id, logprob }, top }
+}
+
+pub(crate) fn finished_to(reason: FinishReason) -> wire::Finished {
+    let reason = match reason {
+        FinishReason::Stop => wire::finished::Reason::Stop,
+        FinishReason::Length => wire::finished::Reason::Length,
+    };
+    wire::Finished { reason: reason.into(), cached_tokens: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampling() -> wire::Sampling {
+        wire::Sampling {
+            max_tokens: 3,
+            temperature: 0.5,
+            top_p: 0.9,
+            seed: 1 << 40,
+            stop_token_ids: vec![2, 3],
+            top_logprobs: Some(4),
+        }
+    }
+
+    #[test]
+    fn sampling_survives_both_ways() {
+        assert_eq!(sampling_to(&sampling_from(sampling(), 1).unwrap()), sampling());
+    }
+
+    #[test]
+    fn bad_sampling_names_the_field() {
+        for (field, bad) in [
+            ("max_tokens", wire::Sampling { max_tokens: 0, ..sampling() }),
+            ("temperature", wire::Sampling { temperature: -1.0, ..sampling() }),
+            ("temperature", wire::Sampling { temperature: f32::NAN, ..sampling() }),
+            ("top_p", wire::Sampling { top_p: 0.0, ..sampling() }),
+            ("top_p", wire::Sampling { top_p: f32::NAN, ..sampling() }),
+            ("top_p", wire::Sampling { top_p: 1.1, ..sampling() }),
+            ("stop_token_ids", wire::Sampling { stop_token_ids: vec![0; MAX_STOP_IDS + 1], ..sampling() }),
+            ("top_logprobs", wire::Sampling { top_logprobs: Some(MAX_TOP_LOGPROBS + 1), ..sampling() }),
+        ] {
+            let status = sampling_from(bad, 0).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().starts_with(&format!("sampling.{field}: ")), "{status:?}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The decode side of a KV connection.
+
+use std::sync::Arc;
+
+use herd_engine::KvStore;
+use herd_model::Dtype;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::{
+    ClaimedHeader, FRAME_DEADLINE, FrameHeader, HANDSHAKE_DEADLINE, HEADER_BYTES, HELLO_BYTES, Hello,
+    Landing, Reject, Reply,
+};
+use crate::lease::Transfers;
+use crate::metrics::Metrics;
+
+/// One rank, as KV connections see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Receiver {
+    pub(crate) rank: u16,
+    pub(crate) epoch: u64,
+    pub(crate) fingerprint: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) layers: usize,
+    pub(crate) block_tokens: usize,
+    pub(crate) store: Store,
+    pub(crate) transfers: Arc<Transfers>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// A rank's KV cache.
+#[derive(Clone)]
+pub(crate) struct Store(pub(crate) Arc<dyn KvStore>);
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("heads", &self.0.heads()).finish_non_exhaustive()
+    }
+}
+
+enum End {
+    /// The sender is done, gone or too slow; or the transfer is over.
+    Closed,
+    Rejected(Reject),
+}
+
+impl From<Reject> for End {
+    fn from(reject: Reject) -> Self {
+        Self::Rejected(reject)
+    }
+}
+
+impl From<std::io::Error> for End {
+    fn from(_: std::io::Error) -> Self {
+        Self::Closed
+    }
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn receive(receiver: Receiver, mut stream: TcpStream) {
+    if let Err(End::Rejected(reject)) = run(&receiver, &mut stream).await {
+        receiver.metrics.frame_rejected(reject);
+        tracing::warn!(rank = receiver.rank, reason = reject.reason(), "kv connection rejected");
+        // So that the sender knows whether trying again makes sense; if it does not arrive, it tries in vain.
+        let reply = Reply::Rejected(reject).encode();
+        let _ = timeout(HANDSHAKE_DEADLINE, stream.write_all(&reply)).await;
+    }
+}
+
+async fn run(receiver: &Receiver, stream: &mut TcpStream) -> Result<(), End> {
+    let mut hello = [0; HELLO_BYTES];
+    timeout(HANDSHAKE_DEADLINE, stream.read_exact(&mut hello)).await.map_err(|_| End::Closed)??;
+    let hello = Hello::decode(&hello)?;
+    let landing = admit(receiver, &hello)?;
+    stream.write_all(&Reply::Accepted(0).encode()).await?;
+
+    let mut accepted = 0;
+    loop {
+        let mut first = [0];
+        // How long the sender may be silent is the lease's business.
+        tokio::select! {
+            biased;
+            () = landing.closed() => return Err(End::Closed),
+            read = stream.read(&mut first) => if read? == 0 { return Ok(()) },
+        }
+        let frame = timeout(FRAME_DEADLINE, read_frame(receiver, stream, first[0]));
+        let (header, payload) = frame.await.map_err(|_| End::Closed)??;
+        fence(receiver, &hello, &header)?;
+        landing.write(usize::from(receiver.rank), &*receiver.store.0, &header, payload)?;
+        receiver.metrics.frame_received();
+        accepted += 1;
+        let reply = Reply::Accepted(accepted).encode();
+        timeout(FRAME_DEADLINE, stream.write_all(&reply)).await.map_err(|_| End::Closed)??;
+    }
+}
+
+fn admit(receiver: &Receiver, hello: &Hello) -> Result<Arc<Landing>, Reject> {
+    let Hello { source_rank: _, target_rank, epoch, transfer, fingerprint } = hello;
+    if *epoch != receiver.epoch {
+        return Err(Reject::Epoch);
+    }
+    if *fingerprint != receiver.fingerprint {
+        return Err(Reject::Fingerprint);
+    }
+    if *target_rank != receiver.rank {
+        return Err(Reject::Rank);
+    }
+    receiver.transfers.landing(*transfer).filter(|landing| landing.is_open()).ok_or(Reject::Transfer)
+}
+
+fn fence(receiver: &Receiver, hello: &Hello, header: &FrameHeader) -> Result<(), Reject> {
+    if header.epoch != receiver.epoch {
+        return Err(Reject::Epoch);
+    }
+    if header.transfer != hello.transfer {
+        return Err(Reject::Transfer);
+    }
+    if header.dtype != receiver.dtype {
+        return Err(Reject::Fingerprint);
+    }
+    Ok(())
+}
+
+async fn read_frame(
+    receiver: &Receiver,
+    stream: &mut TcpStream,
+    first: u8,
+) -> Result<(FrameHeader, Vec<u8>), End> {
+    let mut header = [0; HEADER_BYTES];
+    header[0] = first;
+    stream.read_exact(&mut header[1..]).await?;
+    let claimed = ClaimedHeader::parse(&header, receiver.store.0.row_bytes()).map_err(Reject::from)?;
+    if claimed.payload_bytes() > receiver.max_payload_bytes() {
+        return Err(Reject::Bounds.into());
+    }
+    let mut payload = vec![0; claimed.payload_bytes()];
+    stream.read_exact(&mut payload).await?;
+    let header = claimed.verify(&payload).map_err(Reject::from)?;
+    Ok((header, payload))
+}
+
+impl Receiver {
+    /// All layers of one block of this rank.
+    fn max_payload_bytes(&self) -> usize {
+        2 * self.layers * self.store.0.heads().len() * self.block_tokens * self.store.0.row_bytes()
+    }
+}

@@ -1,0 +1,105 @@
+//! The same on the CPU backend, with a real checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use herd_model::Dtype;
+use herd_proto::internal::v1::worker_client::WorkerClient;
+use herd_proto::internal::v1::{DecodeRequest, GetBundleRequest};
+use herd_worker::{Backend, CpuBackend, KvSize, Worker, WorkerOptions};
+
+use crate::gangs::{Answer, prompt, request};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31").join(name)
+}
+
+async fn start(model: &str, tensor: usize, dtype: Dtype) -> Worker {
+    let backend =
+        CpuBackend { model_dir: fixture(model), tensor, dtype, kv: KvSize::Blocks(32), threads: tensor };
+    Worker::start(WorkerOptions::loopback(Backend::Cpu(backend))).await.unwrap()
+}
+
+async fn answer(worker: &Worker, asked: DecodeRequest) -> Answer {
+    let mut client = WorkerClient::connect(format!("http://{}", worker.endpoint())).await.unwrap();
+    Answer::read(&mut client.decode(asked).await.unwrap().into_inner()).await.unwrap()
+}
+
+fn apart(asked: &DecodeRequest, prefill: &Worker) -> DecodeRequest {
+    DecodeRequest { prefill_peer: prefill.endpoint().to_string(), ..asked.clone() }
+}
+
+/// Of the fixtures' vocabulary.
+fn asked(temperature: f32) -> DecodeRequest {
+    let prompt = prompt(150).into_iter().map(|id| id % 256).collect();
+    let mut asked = request(prompt, 24);
+    asked.sampling.as_mut().unwrap().temperature = temperature;
+    asked
+}
+
+#[tokio::test]
+async fn apart_equals_together_to_the_bit_at_equal_degree() {
+    for (model, dtype) in [
+        ("tiny-llama31-bf16", Dtype::F32),
+        ("tiny-llama31-bf16", Dtype::Bf16),
+        ("tiny-llama31-fbgemm-fp8", Dtype::Bf16),
+    ] {
+        for tensor in [1, 2] {
+            let prefill = start(model, tensor, dtype).await;
+            let decode = start(model, tensor, dtype).await;
+            for temperature in [0.0, 0.9] {
+                let asked = asked(temperature);
+                let together = answer(&decode, asked.clone()).await;
+                assert_eq!(together.ids.len(), 24);
+                assert_eq!(
+                    answer(&decode, apart(&asked, &prefill)).await,
+                    together,
+                    "{model} {dtype} {tensor}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn degrees_may_differ() {
+    let model = "tiny-llama31-bf16";
+    for (source, target) in [(1, 2), (2, 1), (4, 8), (8, 2)] {
+        let prefill = start(model, source, Dtype::F32).await;
+        let decode = start(model, target, Dtype::F32).await;
+        let together = answer(&prefill, asked(0.0)).await;
+        let apart = answer(&decode, apart(&asked(0.0), &prefill)).await;
+        assert_eq!(apart.logprobs[0], together.logprobs[0], "position 0 is the prefill gang's");
+        assert_eq!(apart.ids, together.ids, "{source} to {target}");
+        for (ours, theirs) in apart.logprobs.iter().zip(&together.logprobs) {
+            let (ours, theirs) = (f32::from_bits(ours[0].1), f32::from_bits(theirs[0].1));
+            assert!((ours - theirs).abs() < 2e-3, "{source} to {target}: {ours} {theirs}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bundle_is_what_the_checkpoint_has() {
+    let worker = start("tiny-llama31-bf16", 1, Dtype::F32).await;
+    let mut client = WorkerClient::connect(format!("http://{}", worker.endpoint())).await.unwrap();
+    let mut chunks = client.get_bundle(GetBundleRequest {}).await.unwrap().into_inner();
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        if !chunk.file.is_empty() {
+            files.push((chunk.file, Vec::new()));
+        }
+        files.last_mut().unwrap().1.extend_from_slice(&chunk.data);
+    }
+    assert_eq!(files.len(), 4);
+    for (name, data) in files {
+        assert_eq!(data, std::fs::read(fixture("tiny-llama31-bf16").join(&name)).unwrap(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_degree_that_does_not_split_the_model_is_refused() {
+    let model_dir = fixture("tiny-llama31-bf16");
+    let backend = CpuBackend { model_dir, tensor: 3, dtype: Dtype::F32, kv: KvSize::Blocks(4), threads: 1 };
+    let error = Worker::start(WorkerOptions::loopback(Backend::Cpu(backend))).await.unwrap_err();
+    assert_eq!(error.reason(), "ImpossibleParallelism");
+    assert!(error.to_string().contains("possible degrees"), "{error}");
+}

@@ -1,0 +1,13 @@
+//! Workers over loopback.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
+
+mod binary;
+mod cpu;
+mod drain;
+mod fencing;
+mod gangs;
+mod proxy;
+mod split;
+mod stub;
+mod unified;

@@ -1,0 +1,111 @@
+//! A choice's place on its gangs, counted for as long as it is held.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use herd_proto::internal::v1::worker_client::WorkerClient;
+use tonic::transport::Channel;
+
+use super::{InFlight, Lesson, Live, Shared};
+
+/// Which gangs a choice was given to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RouteKey {
+    called: String,
+    prefill: Option<String>,
+}
+
+impl RouteKey {
+    pub(super) fn names(&self, leader: &str) -> bool {
+        self.called == leader || self.prefill.as_deref() == Some(leader)
+    }
+}
+
+/// The gangs picked for one choice.
+pub(crate) struct Assignment {
+    pub(crate) client: WorkerClient<Channel>,
+    /// "host:port", empty where the called gang computes the prompt.
+    pub(crate) prefill_peer: String,
+    pub(crate) prefill_epoch: u64,
+    pub(crate) revision: String,
+    pub(crate) epoch: u64,
+    pub(crate) key: RouteKey,
+    shared: Arc<Shared>,
+    called: Counted,
+    prefill: Option<Counted>,
+}
+
+impl Assignment {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        (leader, live): (&String, &Live),
+        prefill: Option<(&String, &Live)>,
+        prompt_tokens: u32,
+    ) -> Self {
+        let (here, there) = if prefill.is_some() { (0, prompt_tokens) } else { (prompt_tokens, 0) };
+        Self {
+            client: live.client.clone(),
+            prefill_peer: prefill.map(|(leader, _)| leader.clone()).unwrap_or_default(),
+            prefill_epoch: prefill.map_or(0, |(_, live)| live.description.epoch),
+            revision: live.description.revision.clone(),
+            epoch: live.description.epoch,
+            key: RouteKey { called: leader.clone(), prefill: prefill.map(|(leader, _)| leader.clone()) },
+            shared: Arc::clone(shared),
+            called: Counted::new(&live.in_flight, here),
+            prefill: prefill.map(|(_, live)| Counted::new(&live.in_flight, there)),
+        }
+    }
+
+    /// The first token is here: the prompt is no work any more, and the gangs work.
+    pub(crate) fn prompt_done(&mut self) {
+        self.called.prompt_done();
+        self.prefill = None;
+        self.learned(Party::Called, Lesson::Works);
+        self.learned(Party::Prefill, Lesson::Works);
+    }
+
+    /// Tells the fleet what this choice learned about one of its gangs.
+    pub(crate) fn learned(&self, party: Party, lesson: Lesson) {
+        match (party, &self.key.prefill) {
+            (Party::Called, _) => self.shared.learned(&self.key.called, self.epoch, lesson),
+            (Party::Prefill, Some(prefill)) => self.shared.learned(prefill, self.prefill_epoch, lesson),
+            (Party::Prefill, None) => {}
+        }
+    }
+}
+
+/// One of a choice's gangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Party {
+    /// The one that was called, and decodes.
+    Called,
+    /// The one that it lets compute the prompt.
+    Prefill,
+}
+
+/// One request in flight on one gang.
+struct Counted {
+    in_flight: Arc<InFlight>,
+    prompt_tokens: u64,
+}
+
+impl Counted {
+    fn new(in_flight: &Arc<InFlight>, prompt_tokens: u32) -> Self {
+        let prompt_tokens = u64::from(prompt_tokens);
+        in_flight.requests.fetch_add(1, Ordering::Relaxed);
+        in_flight.prompt_tokens.fetch_add(prompt_tokens, Ordering::Relaxed);
+        Self { in_flight: Arc::clone(in_flight), prompt_tokens }
+    }
+
+    fn prompt_done(&mut self) {
+        let tokens = std::mem::take(&mut self.prompt_tokens);
+        self.in_flight.prompt_tokens.fetch_sub(tokens, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.prompt_done();
+        self.in_flight.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,387 @@
+//! The fleet as this gateway sees it: one task a gang keeps an entry true, requests pick among the entries.
+
+mod assignment;
+mod bundle;
+mod discovery;
+mod gang;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use herd_proto::internal::v1::worker_client::WorkerClient;
+use herd_proto::internal::v1::{Load, Phase as WirePhase, WatchEvent};
+use herd_routing::{GangView, Phase, Refusal, Role, Route};
+use herd_text::TextModel;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+pub(crate) use assignment::{Assignment, Party, RouteKey};
+use bundle::Bundles;
+pub use discovery::{Discovery, FixedFleet, FleetSnapshot, GangEndpoint};
+use gang::Description;
+
+use crate::RequestError;
+use crate::task::OwnedTask;
+
+/// A gang that fails is avoided for this long, doubled with each failure in a row.
+const FIRST_AVOID: Duration = Duration::from_millis(500);
+const LAST_AVOID: Duration = Duration::from_secs(30);
+
+/// The gangs of all models.
+pub(crate) struct Fleet {
+    shared: Arc<Shared>,
+    _manager: OwnedTask,
+}
+
+/// A served model, as one request sees it.
+#[derive(Clone)]
+pub(crate) struct Model {
+    pub(crate) name: String,
+    pub(crate) digest: String,
+    pub(crate) context_length: u32,
+    pub(crate) text: Arc<TextModel>,
+}
+
+/// A line of the list of models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ListedModel {
+    pub(crate) name: String,
+    /// Empty while no gang of it was ever reached.
+    pub(crate) digest: String,
+    pub(crate) context_length: u32,
+    pub(crate) ready_gangs: u32,
+}
+
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Rises with every change of a gang's phase or role.
+    changed: watch::Sender<u64>,
+    pub(crate) bundles: Bundles,
+    queue_per_gang: u32,
+}
+
+#[derive(Default)]
+struct State {
+    gangs: BTreeMap<String, Gang>,
+    /// Requests routed so far; makes equal gangs take turns.
+    turn: u64,
+}
+
+struct Gang {
+    names: Vec<String>,
+    live: Option<Live>,
+}
+
+/// A gang that was reached.
+struct Live {
+    description: Description,
+    text: Arc<TextModel>,
+    client: WorkerClient<Channel>,
+    role: Role,
+    phase: Phase,
+    load: Load,
+    /// Requests in flight of this epoch: a gang that starts anew starts at zero, and late ends of the old epoch's requests
+    /// do not count against it.
+    in_flight: Arc<InFlight>,
+    failures: u32,
+    avoid_until: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct InFlight {
+    requests: AtomicU32,
+    prompt_tokens: AtomicU64,
+}
+
+impl Fleet {
+    /// Follows `discovery` until dropped.
+    pub(crate) fn start(discovery: &dyn Discovery, queue_per_gang: u32) -> Self {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: watch::Sender::new(0),
+            bundles: Bundles::default(),
+            queue_per_gang,
+        });
+        let mut snapshots = discovery.watch();
+        shared.set_gangs(&snapshots.borrow_and_update());
+        let manager = OwnedTask::spawn(manage(Arc::clone(&shared), snapshots));
+        Self { shared, _manager: manager }
+    }
+
+    /// Waits until every gang found is Ready, and there is one.
+    pub(crate) async fn ready(&self) {
+        let mut changed = self.shared.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            let ready = {
+                let state = self.shared.lock();
+                !state.gangs.is_empty() && state.gangs.values().all(|gang| gang.phase() == Phase::Ready)
+            };
+            if ready || changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The model a request for `name` is checked and tokenized against: the one of the gangs it would go to now. It takes no
+    /// turn: with two gangs, every second one would always be the same.
+    pub(crate) fn choose(&self, name: &str) -> Result<Model, RequestError> {
+        let state = self.shared.lock();
+        let entries: Vec<&Gang> = state.gangs.values().filter(|gang| gang.serves(name)).collect();
+        if entries.is_empty() {
+            let served: BTreeSet<&str> =
+                state.gangs.values().flat_map(|gang| &gang.names).map(String::as_str).collect();
+            let served = served.into_iter().collect::<Vec<_>>().join(", ");
+            let served = if served.is_empty() { "no model".to_owned() } else { served };
+            return Err(RequestError::UnknownModel { model: name.to_owned(), served });
+        }
+        let live: Vec<&Live> = entries.iter().filter_map(|gang| gang.live.as_ref()).collect();
+        let now = Instant::now();
+        let views: Vec<GangView> =
+            live.iter().map(|live| live.view(now, self.shared.queue_per_gang, false)).collect();
+        let route =
+            herd_routing::pick(&views, state.turn).map_err(|refusal| RequestError::refused(name, refusal))?;
+        let picked = live[route.called()];
+        let digest = picked.description.digest.clone();
+        let alike = live.iter().filter(|live| live.description.digest == digest);
+        let context_length = alike.map(|live| live.description.context_length).min().unwrap_or(0);
+        Ok(Model { name: name.to_owned(), digest, context_length, text: Arc::clone(&picked.text) })
+    }
+
+    /// Picks the gangs for one choice and counts it there. `tried` are avoided, not excluded: whoever gets one of them back
+    /// has run out of others.
+    pub(crate) fn assign(
+        &self,
+        model: &Model,
+        prompt_tokens: u32,
+        tried: &[RouteKey],
+    ) -> Result<Assignment, Refusal> {
+        let mut state = self.shared.lock();
+        let turn = state.turn;
+        state.turn += 1;
+        let now = Instant::now();
+        let candidates: Vec<(&String, &Live)> = state
+            .gangs
+            .iter()
+            .filter(|(_, gang)| gang.serves(&model.name))
+            .filter_map(|(leader, gang)| gang.live.as_ref().map(|live| (leader, live)))
+            .filter(|(_, live)| live.description.digest == model.digest)
+            .collect();
+        let views: Vec<GangView> = candidates
+            .iter()
+            .map(|(leader, live)| {
+                let tried = tried.iter().any(|key| key.names(leader));
+                live.view(now, self.shared.queue_per_gang, tried)
+            })
+            .collect();
+        let route = herd_routing::pick(&views, turn)?;
+        let called = candidates[route.called()];
+        let prefill = match route {
+            Route::Unified { .. } => None,
+            Route::Apart { prefill, .. } => Some(candidates[prefill]),
+        };
+        Ok(Assignment::new(&self.shared, called, prefill, prompt_tokens))
+    }
+
+    /// Every name, by name.
+    pub(crate) fn models(&self) -> Vec<ListedModel> {
+        let state = self.shared.lock();
+        let mut models: BTreeMap<&str, ListedModel> = BTreeMap::new();
+        for gang in state.gangs.values() {
+            for name in &gang.names {
+                let model = models.entry(name).or_insert_with(|| ListedModel {
+                    name: name.clone(),
+                    digest: String::new(),
+                    context_length: 0,
+                    ready_gangs: 0,
+                });
+                let Some(live) = &gang.live else { continue };
+                if model.digest.is_empty() {
+                    model.digest.clone_from(&live.description.digest);
+                    model.context_length = live.description.context_length;
+                }
+                model.context_length = model.context_length.min(live.description.context_length);
+                model.ready_gangs += u32::from(live.phase == Phase::Ready);
+            }
+        }
+        models.into_values().collect()
+    }
+
+    /// Gangs by (role, phase), for metrics.
+    pub(crate) fn census(&self) -> BTreeMap<(&'static str, &'static str), i64> {
+        let state = self.shared.lock();
+        let mut census = BTreeMap::new();
+        for gang in state.gangs.values() {
+            let role = match gang.live.as_ref().map(|live| live.role) {
+                None => "unknown",
+                Some(Role::Unified) => "unified",
+                Some(Role::Prefill) => "prefill",
+                Some(Role::Decode) => "decode",
+            };
+            let phase = match gang.phase() {
+                Phase::Ready => "ready",
+                Phase::Draining => "draining",
+                Phase::Away => "away",
+            };
+            *census.entry((role, phase)).or_insert(0) += 1;
+        }
+        census
+    }
+}
+
+/// Starts and ends the gangs' tasks as discovery has it.
+async fn manage(shared: Arc<Shared>, mut snapshots: watch::Receiver<FleetSnapshot>) {
+    let mut tasks: BTreeMap<String, OwnedTask> = BTreeMap::new();
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        shared.set_gangs(&snapshot);
+        tasks.retain(|leader, _| snapshot.gangs.iter().any(|gang| gang.leader == *leader));
+        for gang in snapshot.gangs {
+            tasks.entry(gang.leader).or_insert_with_key(|leader| {
+                OwnedTask::spawn(gang::follow(Arc::clone(&shared), leader.clone()))
+            });
+        }
+        if snapshots.changed().await.is_err() {
+            // Nobody will say anything new: what is there stays.
+            return std::future::pending().await;
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_gangs(&self, snapshot: &FleetSnapshot) {
+        let mut state = self.lock();
+        state.gangs.retain(|leader, _| snapshot.gangs.iter().any(|gang| gang.leader == *leader));
+        for GangEndpoint { models, leader } in &snapshot.gangs {
+            let gang =
+                state.gangs.entry(leader.clone()).or_insert_with(|| Gang { names: Vec::new(), live: None });
+            gang.names.clone_from(models);
+        }
+        let used = state
+            .gangs
+            .values()
+            .filter_map(|gang| gang.live.as_ref())
+            .map(|live| live.description.digest.clone());
+        self.bundles.retain(&used.collect());
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn connected(
+        &self,
+        leader: &str,
+        description: Description,
+        role: Role,
+        text: Arc<TextModel>,
+        client: WorkerClient<Channel>,
+    ) {
+        let mut state = self.lock();
+        let Some(gang) = state.gangs.get_mut(leader) else { return };
+        let in_flight = match gang.live.take() {
+            Some(before) if before.description.epoch == description.epoch => before.in_flight,
+            _ => Arc::default(),
+        };
+        gang.live = Some(Live {
+            description,
+            text,
+            client,
+            role,
+            // Until the first report says so.
+            phase: Phase::Away,
+            load: Load::default(),
+            in_flight,
+            failures: 0,
+            avoid_until: None,
+        });
+    }
+
+    fn report(&self, leader: &str, event: &WatchEvent) {
+        let mut state = self.lock();
+        let Some(live) = state.gangs.get_mut(leader).and_then(|gang| gang.live.as_mut()) else { return };
+        live.phase = match WirePhase::try_from(event.phase) {
+            Ok(WirePhase::Ready) => Phase::Ready,
+            Ok(WirePhase::Draining) => Phase::Draining,
+            Ok(WirePhase::Unspecified) | Err(_) => Phase::Away,
+        };
+        if let Some(role) = gang::role(event.role) {
+            live.role = role;
+        }
+        if let Some(load) = event.load {
+            live.load = load;
+        }
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Whether it was there before.
+    fn away(&self, leader: &str) -> bool {
+        let mut state = self.lock();
+        let Some(live) = state.gangs.get_mut(leader).and_then(|gang| gang.live.as_mut()) else {
+            return false;
+        };
+        let before = std::mem::replace(&mut live.phase, Phase::Away);
+        live.load = Load::default();
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+        before != Phase::Away
+    }
+
+    /// What a request learned about a gang of one epoch.
+    fn learned(&self, leader: &str, epoch: u64, lesson: Lesson) {
+        let mut state = self.lock();
+        let live = state.gangs.get_mut(leader).and_then(|gang| gang.live.as_mut());
+        let Some(live) = live.filter(|live| live.description.epoch == epoch) else { return };
+        match lesson {
+            Lesson::Works => (live.failures, live.avoid_until) = (0, None),
+            Lesson::Drains => live.phase = Phase::Draining,
+            Lesson::Fails => {
+                let pause = FIRST_AVOID.saturating_mul(1 << live.failures.min(16)).min(LAST_AVOID);
+                live.failures += 1;
+                live.avoid_until = Some(Instant::now() + pause);
+            }
+        }
+    }
+}
+
+/// What a request learns about a gang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lesson {
+    Works,
+    Drains,
+    Fails,
+}
+
+impl Gang {
+    fn serves(&self, name: &str) -> bool {
+        self.names.iter().any(|served| served == name)
+    }
+
+    fn phase(&self) -> Phase {
+        self.live.as_ref().map_or(Phase::Away, |live| live.phase)
+    }
+}
+
+impl Live {
+    fn view(&self, now: Instant, queue: u32, tried: bool) -> GangView {
+        let Load { running, waiting, waiting_prompt_tokens, kv_blocks_used: _ } = self.load;
+        GangView {
+            role: self.role,
+            phase: self.phase,
+            kv_fingerprint: self.description.kv_fingerprint.clone(),
+            running,
+            waiting,
+            waiting_prompt_tokens: u64::from(waiting_prompt_tokens),
+            in_flight: self.in_flight.requests.load(Ordering::Relaxed),
+            in_flight_prompt_tokens: self.in_flight.prompt_tokens.load(Ordering::Relaxed),
+            capacity: self.description.max_sequences.saturating_add(queue),
+            avoid: tried || self.avoid_until.is_some_and(|until| until > now),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! A running gateway: what the front doors share, and starting and ending it.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{timeout, timeout_at};
+use tracing::info;
+
+use crate::admission::Admission;
+use crate::fleet::{Fleet, Model};
+use crate::generation::{self, Events};
+use crate::metrics::Metrics;
+use crate::observe::{Admitted, Api};
+use crate::options::{Addresses, GatewayOptions};
+use crate::ports::PortError;
+use crate::request::GenerationRequest;
+use crate::task::OwnedTask;
+use crate::validate::validate;
+use crate::{Limits, RequestError, grpc, openai};
+
+/// The front door, for as long as it is held.
+pub struct Gateway {
+    addresses: Addresses,
+    limits: Limits,
+    closing: watch::Sender<bool>,
+    doors: Vec<OwnedTask>,
+    _fleet: Arc<Fleet>,
+}
+
+/// A gateway that does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// An address that cannot be listened on.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// The fleet is not whole in time.
+    #[error("not every gang was ready within {0:?}")]
+    NotReady(std::time::Duration),
+    /// A metric is registered twice.
+    #[error("failed to register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The descriptors compiled in are broken.
+    #[error("failed to build server reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// What the front doors share.
+pub(crate) struct Parts {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Arc<Metrics>,
+    admission: Admission,
+    /// Tokenizing is work for a core, not for the reactor: this many jobs run beside it.
+    tokenizing: Arc<Semaphore>,
+}
+
+/// A generation that runs, and what is known of it before its first event.
+pub(crate) struct Submitted {
+    pub(crate) events: Events,
+    pub(crate) model: Model,
+    pub(crate) seed: u64,
+    pub(crate) prompts: Vec<Vec<u32>>,
+}
+
+impl Gateway {
+    /// Follows the fleet and opens both ports, see [`GatewayOptions::ready_within`].
+    pub async fn start(options: GatewayOptions) -> Result<Self, GatewayError> {
+        let GatewayOptions { discovery, http, grpc, ready_within, limits } = options;
+        let fleet = Arc::new(Fleet::start(discovery.as_ref(), limits.queue_per_gang));
+        if let Some(patience) = ready_within {
+            timeout(patience, fleet.ready()).await.map_err(|_| GatewayError::NotReady(patience))?;
+        }
+        let addresses = Addresses { http: http.address(), grpc: grpc.address() };
+        let parts = Arc::new(Parts {
+            fleet: Arc::clone(&fleet),
+            metrics: Arc::new(Metrics::new()?),
+            admission: Admission::new(limits.concurrent_requests),
+            tokenizing: Arc::new(Semaphore::new(limits.tokenizing)),
+            limits: limits.clone(),
+        });
+        let closing = watch::Sender::new(false);
+        let doors = vec![
+            grpc::open(grpc.listen()?, Arc::clone(&parts), closing.subscribe())?,
+            openai::open(http.listen()?, parts, closing.subscribe()),
+        ];
+        info!(http = %addresses.http, grpc = %addresses.grpc, "listening");
+        Ok(Self { addresses, limits, closing, doors, _fleet: fleet })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Takes no new connection, lets requests end for as long as [`Limits::drain`] says, then cuts them.
+    pub async fn shutdown(self) {
+        self.closing.send_replace(true);
+        let ends = self.doors.into_iter().map(OwnedTask::join);
+        if timeout(self.limits.drain, futures::future::join_all(ends)).await.is_err() {
+            info!("cut requests that did not end in time");
+        }
+    }
+}
+
+impl Parts {
+    /// A place for a request, or a refusal at once.
+    pub(crate) fn admit(&self, api: Api) -> Result<Admitted, RequestError> {
+        match self.admission.admit() {
+            Ok(permit) => Ok(Admitted::new(&self.metrics, api, permit)),
+            Err(error) => {
+                Admitted::refused(&self.metrics, api, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Checks, tokenizes, and starts. `now` is for chat templates that state the date.
+    pub(crate) async fn submit(
+        self: &Arc<Self>,
+        request: GenerationRequest,
+        mut admitted: Admitted,
+        now: SystemTime,
+    ) -> Result<Submitted, RequestError> {
+        let deadline = request.deadline;
+        let prepared = match timeout_at(deadline, self.prepare(request, now)).await {
+            Ok(prepared) => prepared,
+            Err(_) => Err(RequestError::Deadline),
+        };
+        let generation = prepared.inspect_err(|error| admitted.ended(Some(error)))?;
+        let model = generation.model.clone();
+        let seed = generation.sampling.seed;
+        let prompts = generation.prompts.iter().map(|prompt| prompt.tokens.clone()).collect();
+        Ok(Submitted { events: generation::start(self, generation, admitted), model, seed, prompts })
+    }
+
+    async fn prepare(
+        &self,
+        request: GenerationRequest,
+        now: SystemTime,
+    ) -> Result<crate::validate::ValidatedGeneration, RequestError> {
+        if request.model.is_empty() {
+            let field = request.names.model;
+            return Err(RequestError::invalid(
+                field,
+                format!("{field} is empty: it must name a served model"),
+            ));
+        }
+        let model = self.fleet.choose(&request.model)?;
+        let gone = || RequestError::Failed("tokenizing was cut short".to_owned());
+        let slot = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| gone())?;
+        let limits = self.limits.clone();
+        let seed = drawn_seed();
+        let job = tokio::task::spawn_blocking(move || {
+            let _slot = slot;
+            validate(request, model, &limits, now, seed)
+        });
+        job.await.map_err(|_| gone())?
+    }
+}
+
+fn drawn_seed() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().1
+}

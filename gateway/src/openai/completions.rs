@@ -1,0 +1,205 @@
+//! `POST /v1/completions`.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+
+use super::answer::{About, Method, finish_reason};
+use super::fields::wrong;
+use super::request::{Own, Parsed, parse};
+use super::usage::{Usage, UsageField};
+use crate::RequestError;
+use crate::event::{Delta, FinishReason, TokenDetail, TokenLogprob};
+use crate::request::{FieldNames, Input};
+
+const NAMES: FieldNames = FieldNames {
+    model: "model",
+    input: "prompt",
+    messages: "prompt",
+    max_tokens: "max_tokens",
+    temperature: "temperature",
+    top_p: "top_p",
+    stop: "stop",
+    logprobs: "logprobs",
+    n: "n",
+};
+
+/// Reads a completion request.
+pub(crate) fn read(body: &[u8], request_id: String, deadline: Instant) -> Result<Parsed, RequestError> {
+    parse(body, request_id, deadline, |fields| {
+        let inputs = prompts(fields.take("prompt"))?;
+        let max_tokens = fields.count("max_tokens")?;
+        let logprobs = fields.count("logprobs")?.map(|top| u32::try_from(top).unwrap_or(u32::MAX));
+        Ok(Own { inputs, max_tokens, logprobs, names: NAMES })
+    })
+}
+
+/// A text, a list of texts, a list of token ids, or a list of lists of them.
+fn prompts(value: Option<Value>) -> Result<Vec<Input>, RequestError> {
+    let expected = "a string, a list of strings, a list of token ids, or a list of lists of token ids";
+    let value = match value {
+        None => {
+            return Err(RequestError::invalid("prompt", format!("prompt is missing: it must be {expected}")));
+        }
+        Some(Value::String(text)) => return Ok(vec![Input::Text(text)]),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(wrong("prompt", expected, &other)),
+    };
+    match value.first() {
+        None => Err(RequestError::invalid("prompt", "prompt is an empty list")),
+        Some(Value::Number(_)) => Ok(vec![Input::Tokens(token_ids("prompt", value)?)]),
+        Some(_) => value
+            .into_iter()
+            .enumerate()
+            .map(|(index, item)| match item {
+                Value::String(text) => Ok(Input::Text(text)),
+                Value::Array(ids) => Ok(Input::Tokens(token_ids(&format!("prompt[{index}]"), ids)?)),
+                other => Err(wrong(&format!("prompt[{index}]"), "a string or a list of token ids", &other)),
+            })
+            .collect(),
+    }
+}
+
+fn token_ids(path: &str, values: Vec<Value>) -> Result<Vec<u32>, RequestError> {
+    let id = |(index, value): (usize, Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| wrong(&format!("{path}[{index}]"), "a token id", &value))
+    };
+    values.into_iter().enumerate().map(id).collect()
+}
+
+/// The answers of this method.
+pub(crate) struct Completions;
+
+#[derive(Serialize)]
+struct Body<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<Choice<'a>>,
+    #[serde(skip_serializing_if = "UsageField::is_absent")]
+    usage: UsageField,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    text: &'a str,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [u32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [u32]>,
+}
+
+#[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "OpenAI's names")]
+struct Logprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<f32>,
+    top_logprobs: Vec<Map<String, Value>>,
+    text_offset: Vec<usize>,
+}
+
+impl Logprobs {
+    fn new(details: &[TokenDetail]) -> Self {
+        Self {
+            tokens: details.iter().map(|detail| name(&detail.token)).collect(),
+            token_logprobs: details.iter().map(|detail| detail.token.logprob).collect(),
+            top_logprobs: details.iter().map(top).collect(),
+            text_offset: details.iter().map(|detail| detail.text_offset).collect(),
+        }
+    }
+}
+
+/// The alternatives, and the token itself where it is not one of them: so up to one more than asked for.
+fn top(detail: &TokenDetail) -> Map<String, Value> {
+    let mut map = Map::new();
+    for token in detail.top.iter().chain([&detail.token]) {
+        // Of tokens with the same bytes the likeliest stays.
+        map.entry(name(token)).or_insert_with(|| Value::from(token.logprob));
+    }
+    map
+}
+
+/// A token's text, or `bytes:\xe2\x80` where it is not text alone: then two tokens never share a name.
+fn name(token: &TokenLogprob) -> String {
+    if std::str::from_utf8(&token.bytes).is_ok() {
+        return token.text.clone();
+    }
+    token.bytes.iter().fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}"))
+}
+
+impl Completions {
+    fn body(about: &About, choices: Vec<Choice<'_>>, usage: UsageField) -> Vec<u8> {
+        let body = Body {
+            id: &about.id,
+            object: "text_completion",
+            created: about.created,
+            model: &about.model,
+            choices,
+            usage,
+        };
+        super::encode(&body)
+    }
+
+    fn prompt(about: &About, choice: u32) -> Option<&[u32]> {
+        let prompt = about.prompts.get((choice / about.n) as usize);
+        prompt.map(Vec::as_slice).filter(|_| about.delivery.token_ids)
+    }
+}
+
+impl Method for Completions {
+    const PREFIX: &'static str = "cmpl-";
+
+    fn first(_about: &About, _choice: u32, _usage: UsageField) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn delta(about: &About, choice: u32, delta: &Delta, usage: UsageField) -> Vec<u8> {
+        let Delta { position, token_ids, text, logprobs } = delta;
+        let choice = Choice {
+            index: choice,
+            text,
+            logprobs: about.logprobs.then(|| Logprobs::new(logprobs)),
+            finish_reason: None,
+            token_ids: about.delivery.token_ids.then_some(token_ids),
+            prompt_token_ids: Self::prompt(about, choice).filter(|_| *position == 0),
+        };
+        Self::body(about, vec![choice], usage)
+    }
+
+    fn last(about: &About, choice: u32, reason: FinishReason, usage: UsageField) -> Vec<u8> {
+        let choice = Choice {
+            index: choice,
+            text: "",
+            logprobs: None,
+            finish_reason: Some(finish_reason(reason)),
+            token_ids: about.delivery.token_ids.then_some(&[][..]),
+            prompt_token_ids: None,
+        };
+        Self::body(about, vec![choice], usage)
+    }
+
+    fn usage(about: &About, usage: Usage) -> Vec<u8> {
+        Self::body(about, Vec::new(), UsageField::Counts(usage))
+    }
+
+    fn whole(about: &About, choices: &[(Delta, FinishReason)], usage: Usage) -> Vec<u8> {
+        let choices = choices
+            .iter()
+            .enumerate()
+            .map(|(index, (delta, reason))| Choice {
+                index: index as u32,
+                text: &delta.text,
+                logprobs: about.logprobs.then(|| Logprobs::new(&delta.logprobs)),
+                finish_reason: Some(finish_reason(*reason)),
+                token_ids: about.delivery.token_ids.then_some(&delta.token_ids),
+                prompt_token_ids: Self::prompt(about, index as u32),
+            })
+            .collect();
+        Self::body(about, choices, UsageField::Counts(usage))
+    }
+}

@@ -1,0 +1,233 @@
+//! The OpenAI door: chat and text completions, models; health and metrics beside them.
+
+mod answer;
+mod chat;
+mod completions;
+mod error;
+mod fields;
+mod models;
+mod request;
+mod sse;
+mod usage;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures::stream::StreamExt;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use self::answer::{About, Chunks, Method, Whole};
+use self::request::Parsed;
+use crate::connections::Bounded;
+use crate::gateway::{Parts, Submitted};
+use crate::observe::{Admitted, Api};
+use crate::task::OwnedTask;
+use crate::{RequestError, request_id};
+
+/// What every handler needs.
+#[derive(Clone)]
+struct Door {
+    parts: Arc<Parts>,
+    closing: watch::Receiver<bool>,
+    /// Unix time the door opened: `created` of the models.
+    opened: u64,
+}
+
+/// Serves on `listener` until `closing` says otherwise, then until the last request has ended.
+pub(crate) fn open(listener: TcpListener, parts: Arc<Parts>, closing: watch::Receiver<bool>) -> OwnedTask {
+    let connections = parts.limits.connections;
+    let door = Door { parts, closing: closing.clone(), opened: unix_now() };
+    let router = Router::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(text_completions))
+        .route("/v1/models", get(list_models))
+        .route("/v1/models/{*name}", get(one_model))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .fallback(async || not_found())
+        .method_not_allowed_fallback(async || wrong_method())
+        .with_state(door);
+    OwnedTask::spawn(async move {
+        let mut closing = closing;
+        let shutdown = async move {
+            let _ = closing.wait_for(|closing| *closing).await;
+        };
+        let server =
+            axum::serve(Bounded::new(listener, connections), router).with_graceful_shutdown(shutdown);
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the HTTP door ended");
+        }
+    })
+}
+
+async fn chat_completions(State(door): State<Door>, request: Request<Body>) -> Response<Body> {
+    complete::<chat::Chat>(&door, Api::Chat, chat::read, request).await
+}
+
+async fn text_completions(State(door): State<Door>, request: Request<Body>) -> Response<Body> {
+    complete::<completions::Completions>(&door, Api::Completions, completions::read, request).await
+}
+
+type Reader = fn(&[u8], String, Instant) -> Result<Parsed, RequestError>;
+
+async fn complete<M: Method>(door: &Door, api: Api, read: Reader, request: Request<Body>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let given = head.headers.get("x-request-id").and_then(|value| value.to_str().ok());
+    let request_id = request_id::choose([given]);
+    let mut response = match answer::<M>(door, api, read, &request_id, body).await {
+        Ok(response) => response,
+        Err(error) => error::response(&error),
+    };
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    response
+}
+
+async fn answer<M: Method>(
+    door: &Door,
+    api: Api,
+    read: Reader,
+    request_id: &str,
+    body: Body,
+) -> Result<Response<Body>, RequestError> {
+    let parts = &door.parts;
+    let mut admitted = parts.admit(api)?;
+    let deadline = Instant::now() + parts.limits.request_deadline;
+    let parsed = async { read(&collect(parts, body).await?, request_id.to_owned(), deadline) };
+    let parsed = parsed.await.inspect_err(|error| admitted.ended(Some(error)))?;
+    let ignored = parsed.ignored.join(", ");
+    let mut response = run::<M>(parts, parsed, admitted).await?;
+    if let Ok(value) = HeaderValue::from_str(&ignored)
+        && !ignored.is_empty()
+    {
+        response.headers_mut().insert("x-herd-ignored-fields", value);
+    }
+    Ok(response)
+}
+
+/// The whole body, within its bounds of size and time.
+async fn collect(parts: &Parts, body: Body) -> Result<Bytes, RequestError> {
+    let limit = parts.limits.body_bytes;
+    let patience = parts.limits.body_timeout;
+    match timeout(patience, Limited::new(body, limit).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            Err(RequestError::TooLarge { limit })
+        }
+        Ok(Err(error)) => Err(RequestError::invalid("", format!("failed to read the request body: {error}"))),
+        Err(_) => Err(RequestError::BodyTimeout(patience)),
+    }
+}
+
+/// Starts the generation and answers once its first event is there: what is refused until then has a status of its own.
+async fn run<M: Method>(
+    parts: &Arc<Parts>,
+    parsed: Parsed,
+    admitted: Admitted,
+) -> Result<Response<Body>, RequestError> {
+    let Parsed { request, delivery, ignored: _ } = parsed;
+    let (n, logprobs) = (request.n, request.sampling.logprobs.is_some());
+    let Submitted { mut events, model, seed: _, prompts } =
+        parts.submit(request, admitted, SystemTime::now()).await?;
+    let about = About {
+        id: format!("{}{}", M::PREFIX, request_id::fresh()),
+        created: unix_now(),
+        model: model.name,
+        n,
+        prompts,
+        logprobs,
+        delivery,
+    };
+    if delivery.stream {
+        return match events.next().await {
+            Some(first) => Ok(sse::response::<M>(Chunks::new(about), first?, events)),
+            None => Err(RequestError::Failed("the generation ended without an event".to_owned())),
+        };
+    }
+    let mut whole = Whole::new(about);
+    while let Some(event) = events.next().await {
+        whole.take(event?);
+    }
+    Ok(json_bytes(StatusCode::OK, whole.body::<M>()?))
+}
+
+async fn list_models(State(door): State<Door>) -> Response<Body> {
+    json(StatusCode::OK, &models::list(door.parts.fleet.models(), door.opened))
+}
+
+async fn one_model(State(door): State<Door>, Path(name): Path<String>) -> Response<Body> {
+    let models = door.parts.fleet.models();
+    let served = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+    match models.into_iter().find(|model| model.name == name) {
+        Some(model) => json(StatusCode::OK, &models::one(model, door.opened)),
+        None => error::response(&RequestError::UnknownModel { model: name, served }),
+    }
+}
+
+/// Whether this process serves; whether a model does is in the list of models.
+async fn health(State(door): State<Door>) -> Response<Body> {
+    if *door.closing.borrow() {
+        return json(StatusCode::SERVICE_UNAVAILABLE, &serde_json::json!({"status": "draining"}));
+    }
+    json(StatusCode::OK, &serde_json::json!({"status": "ok"}))
+}
+
+async fn metrics(State(door): State<Door>) -> Response<Body> {
+    match door.parts.metrics.render(&door.parts.fleet) {
+        Ok(text) => {
+            let mut response = Response::new(Body::from(text));
+            let kind = HeaderValue::from_static("text/plain; version=0.0.4");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+        Err(error) => error::response(&RequestError::Failed(error.to_string())),
+    }
+}
+
+fn not_found() -> Response<Body> {
+    let message =
+        "no such path; there are /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics";
+    plain_error(StatusCode::NOT_FOUND, message)
+}
+
+fn wrong_method() -> Response<Body> {
+    plain_error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+}
+
+fn plain_error(status: StatusCode, message: &str) -> Response<Body> {
+    let body = serde_json::json!({
+        "error": {"message": message, "type": "invalid_request_error", "param": null, "code": null}
+    });
+    json(status, &body)
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response<Body> {
+    json_bytes(status, encode(body))
+}
+
+fn json_bytes(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// None of our bodies has a key that is not a string, which is all that can fail.
+fn encode(body: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(body).unwrap_or_default()
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

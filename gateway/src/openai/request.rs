@@ -1,0 +1,129 @@
+//! What the two OpenAI methods have in common in their requests.
+
+use tokio::time::Instant;
+
+use super::fields::Fields;
+use crate::RequestError;
+use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest};
+
+/// Known to clients of OpenAI, `vLLM` and `SGLang`, not served here; each with the values that ask for nothing.
+const UNSERVED: &[(&str, &[&str])] = &[
+    ("tools", &["[]"]),
+    ("tool_choice", &["\"none\"", "\"auto\""]),
+    ("functions", &["[]"]),
+    ("function_call", &["\"none\"", "\"auto\""]),
+    ("response_format", &[r#"{"type":"text"}"#]),
+    ("logit_bias", &["{}"]),
+    ("presence_penalty", &["0"]),
+    ("frequency_penalty", &["0"]),
+    ("repetition_penalty", &["1"]),
+    ("top_k", &["0", "-1"]),
+    ("min_p", &["0"]),
+    ("min_tokens", &["0"]),
+    ("stop_token_ids", &["[]"]),
+    ("include_stop_str_in_output", &["false"]),
+    ("skip_special_tokens", &["true"]),
+    ("spaces_between_special_tokens", &["true"]),
+    ("modalities", &[r#"["text"]"#]),
+    ("audio", &[]),
+    ("prediction", &[]),
+    ("web_search_options", &[]),
+    ("reasoning_effort", &["\"none\""]),
+    ("store", &["false"]),
+    ("structured_outputs", &[]),
+    ("guided_json", &[]),
+    ("guided_regex", &[]),
+    ("guided_choice", &["[]"]),
+    ("guided_grammar", &[]),
+    ("chat_template", &[]),
+    ("chat_template_kwargs", &["{}"]),
+    ("add_generation_prompt", &["true"]),
+    ("continue_final_message", &["false"]),
+    ("use_beam_search", &["false"]),
+    ("prompt_logprobs", &[]),
+    ("prompt_embeds", &[]),
+    ("echo", &["false"]),
+    ("suffix", &["\"\""]),
+    ("best_of", &["1"]),
+    ("truncate_prompt_tokens", &[]),
+    ("priority", &["0"]),
+];
+
+/// How the answer is to be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the API")]
+pub(crate) struct Delivery {
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) continuous_usage: bool,
+    pub(crate) token_ids: bool,
+}
+
+/// A request read, with the fields nobody knows.
+pub(crate) struct Parsed {
+    pub(crate) request: GenerationRequest,
+    pub(crate) delivery: Delivery,
+    pub(crate) ignored: Vec<String>,
+}
+
+/// Fields nobody knows are named to the client, this many at most.
+const MAX_IGNORED: usize = 16;
+
+/// What differs between the two methods.
+pub(crate) struct Own {
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) max_tokens: Option<u64>,
+    pub(crate) logprobs: Option<u32>,
+    pub(crate) names: FieldNames,
+}
+
+/// Reads what both methods share, once `own` has taken what is its own.
+pub(crate) fn parse(
+    body: &[u8],
+    request_id: String,
+    deadline: Instant,
+    own: impl FnOnce(&mut Fields) -> Result<Own, RequestError>,
+) -> Result<Parsed, RequestError> {
+    let mut fields = Fields::parse(body)?;
+    let model = fields.string("model")?.unwrap_or_default();
+    let Own { inputs, max_tokens, logprobs, names } = own(&mut fields)?;
+    let n = match fields.count("n")? {
+        None => 1,
+        Some(n) => u32::try_from(n).unwrap_or(u32::MAX),
+    };
+    let sampling = SamplingRequest {
+        max_tokens,
+        temperature: fields.number("temperature")?,
+        top_p: fields.number("top_p")?,
+        seed: fields.seed("seed")?,
+        stop: fields.strings("stop")?,
+        logprobs,
+        ignore_eos: fields.bool("ignore_eos")?,
+    };
+    let stream = fields.bool("stream")?;
+    let mut delivery =
+        Delivery { stream, token_ids: fields.bool("return_token_ids")?, ..Delivery::default() };
+    match fields.take("stream_options") {
+        None => {}
+        Some(_) if !stream => {
+            let message = "stream_options is only allowed when stream is true";
+            return Err(RequestError::invalid("stream_options", message));
+        }
+        Some(serde_json::Value::Object(options)) => {
+            let flag = |name: &str| match options.get(name) {
+                None | Some(serde_json::Value::Null) => Ok(false),
+                Some(serde_json::Value::Bool(value)) => Ok(*value),
+                Some(other) => {
+                    Err(super::fields::wrong(&format!("stream_options.{name}"), "true or false", other))
+                }
+            };
+            delivery.include_usage = flag("include_usage")?;
+            delivery.continuous_usage = flag("continuous_usage_stats")?;
+        }
+        Some(other) => return Err(super::fields::wrong("stream_options", "an object", &other)),
+    }
+    fields.refuse(UNSERVED)?;
+    let ignored = fields.rest().take(MAX_IGNORED).map(str::to_owned).collect();
+    let request = GenerationRequest { model, inputs, n, sampling, request_id, deadline, names };
+    Ok(Parsed { request, delivery, ignored })
+}

@@ -1,0 +1,76 @@
+//! What either front door asks for, before it is checked.
+
+use herd_text::Message;
+use tokio::time::Instant;
+
+/// One request as it came, in terms that both front doors share.
+#[derive(Clone, Debug)]
+pub(crate) struct GenerationRequest {
+    /// A served name.
+    pub(crate) model: String,
+    /// Each is answered with `n` choices.
+    pub(crate) inputs: Vec<Input>,
+    /// Choices an input.
+    pub(crate) n: u32,
+    /// How to draw tokens and when to stop.
+    pub(crate) sampling: SamplingRequest,
+    /// Of the client, or made up; told to the gangs.
+    pub(crate) request_id: String,
+    /// When to give up.
+    pub(crate) deadline: Instant,
+    /// What this front door calls the fields, for errors.
+    pub(crate) names: FieldNames,
+}
+
+/// What to go on from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Input {
+    /// Tokenized as plain text.
+    Text(String),
+    /// Taken as they are.
+    Tokens(Vec<u32>),
+    /// Rendered through the model's chat template.
+    Chat(Vec<Message>),
+}
+
+/// Absent values have defaults.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct SamplingRequest {
+    /// Absent: as many as the context holds.
+    pub(crate) max_tokens: Option<u64>,
+    /// Absent: 1.
+    pub(crate) temperature: Option<f32>,
+    /// Absent: 1.
+    pub(crate) top_p: Option<f32>,
+    /// Absent: drawn.
+    pub(crate) seed: Option<u64>,
+    /// Each ends the text.
+    pub(crate) stop: Vec<String>,
+    /// Present: log probabilities, with this many alternatives.
+    pub(crate) logprobs: Option<u32>,
+    /// Go on past end-of-sequence tokens.
+    pub(crate) ignore_eos: bool,
+}
+
+/// A front door's names for the fields that can be at fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FieldNames {
+    /// The model.
+    pub(crate) model: &'static str,
+    /// The prompt, or what stands for it.
+    pub(crate) input: &'static str,
+    /// Messages of a chat.
+    pub(crate) messages: &'static str,
+    /// The bound on generated tokens.
+    pub(crate) max_tokens: &'static str,
+    /// Temperature.
+    pub(crate) temperature: &'static str,
+    /// Nucleus.
+    pub(crate) top_p: &'static str,
+    /// Stop strings.
+    pub(crate) stop: &'static str,
+    /// Alternatives a token.
+    pub(crate) logprobs: &'static str,
+    /// Choices.
+    pub(crate) n: &'static str,
+}

@@ -1,0 +1,160 @@
+//! From a request as it came to one that can be run: the only place where a [`ValidatedGeneration`] is made.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use herd_text::{OutputStream, TextError, TextModel};
+use tokio::time::Instant;
+
+use crate::fleet::Model;
+use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest};
+use crate::{Limits, RequestError};
+
+/// Alternatives a token, at most.
+pub const MAX_LOGPROBS: u32 = 20;
+
+/// A request that the model can answer.
+pub(crate) struct ValidatedGeneration {
+    pub(crate) model: Model,
+    pub(crate) prompts: Vec<ValidatedPrompt>,
+    pub(crate) n: u32,
+    pub(crate) sampling: ValidatedSampling,
+    pub(crate) request_id: String,
+    pub(crate) deadline: Instant,
+}
+
+/// A prompt that fits the context.
+pub(crate) struct ValidatedPrompt {
+    pub(crate) tokens: Vec<u32>,
+    /// At least 1; prompt and this fit the context.
+    pub(crate) max_tokens: u32,
+}
+
+pub(crate) struct ValidatedSampling {
+    pub(crate) temperature: f32,
+    pub(crate) top_p: f32,
+    pub(crate) seed: u64,
+    pub(crate) stop: Vec<String>,
+    pub(crate) stop_ids: Vec<u32>,
+    pub(crate) logprobs: Option<u32>,
+}
+
+impl ValidatedGeneration {
+    /// Choices over all prompts; choice `c` is of prompt `c / n`.
+    pub(crate) fn choices(&self) -> u32 {
+        self.prompts.len() as u32 * self.n
+    }
+}
+
+/// Checks everything and tokenizes. Runs for as long as tokenizing takes: not for a reactor thread. `now` is for chat
+/// templates that state the date; `drawn_seed` serves a request without a seed.
+pub(crate) fn validate(
+    request: GenerationRequest,
+    model: Model,
+    limits: &Limits,
+    now: SystemTime,
+    drawn_seed: u64,
+) -> Result<ValidatedGeneration, RequestError> {
+    let GenerationRequest { model: _, inputs, n, sampling, request_id, deadline, names } = request;
+    let SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos } = sampling;
+    let choices = (inputs.len() as u64) * u64::from(n);
+    if n == 0 || choices > limits.choices as u64 {
+        let message = format!(
+            "{} must be at least 1 and give at most {} choices over all prompts; it gives {choices}",
+            names.n, limits.choices
+        );
+        return Err(RequestError::invalid(names.n, message));
+    }
+    let temperature = in_range(names.temperature, temperature.unwrap_or(1.0), 0.0, 2.0)?;
+    let top_p = in_range(names.top_p, top_p.unwrap_or(1.0), 0.0, 1.0)?;
+    if top_p <= 0.0 {
+        return Err(RequestError::invalid(names.top_p, format!("{} must be above 0", names.top_p)));
+    }
+    if let Some(logprobs) = logprobs.filter(|&logprobs| logprobs > MAX_LOGPROBS) {
+        let message = format!("{} must be at most {MAX_LOGPROBS}, not {logprobs}", names.logprobs);
+        return Err(RequestError::invalid(names.logprobs, message));
+    }
+    if max_tokens == Some(0) {
+        let message = format!("{} must be at least 1", names.max_tokens);
+        return Err(RequestError::invalid(names.max_tokens, message));
+    }
+    OutputStream::new(&model.text, stop.clone()).map_err(|error| text_error(&names, &error))?;
+    let prompts = inputs
+        .into_iter()
+        .map(|input| {
+            let tokens = tokenize(&model.text, input, &names, now)?;
+            let max_tokens = fit(tokens.len() as u64, max_tokens, &model, &names)?;
+            Ok(ValidatedPrompt { tokens, max_tokens })
+        })
+        .collect::<Result<Vec<_>, RequestError>>()?;
+    let stop_ids = if ignore_eos { Vec::new() } else { model.text.stop_ids().to_vec() };
+    let seed = seed.unwrap_or(drawn_seed);
+    let sampling = ValidatedSampling { temperature, top_p, seed, stop, stop_ids, logprobs };
+    Ok(ValidatedGeneration { model, prompts, n, sampling, request_id, deadline })
+}
+
+fn in_range(field: &str, value: f32, low: f32, high: f32) -> Result<f32, RequestError> {
+    if (low..=high).contains(&value) {
+        return Ok(value);
+    }
+    Err(RequestError::invalid(field, format!("{field} must be between {low} and {high}, not {value}")))
+}
+
+fn tokenize(
+    text: &Arc<TextModel>,
+    input: Input,
+    names: &FieldNames,
+    now: SystemTime,
+) -> Result<Vec<u32>, RequestError> {
+    let tokens = match input {
+        Input::Text(prompt) => text.encode(&prompt, true).map_err(|error| text_error(names, &error))?,
+        Input::Chat(messages) => {
+            text.render_chat(&messages, now).map_err(|error| text_error(names, &error))?
+        }
+        Input::Tokens(tokens) => {
+            if let Some(id) = tokens.iter().find(|&&id| id as usize >= text.vocab_size()) {
+                let message = format!("token {id} is not in the vocabulary of {} tokens", text.vocab_size());
+                return Err(RequestError::invalid(names.input, message));
+            }
+            tokens
+        }
+    };
+    if tokens.is_empty() {
+        return Err(RequestError::invalid(names.input, format!("{} has no tokens", names.input)));
+    }
+    Ok(tokens)
+}
+
+/// The bound on generated tokens, given or as many as the context still holds.
+fn fit(prompt: u64, asked: Option<u64>, model: &Model, names: &FieldNames) -> Result<u32, RequestError> {
+    let context = u64::from(model.context_length);
+    if prompt >= context {
+        let message = format!(
+            "{} has {prompt} tokens; model {:?} holds {context}, prompt and answer together",
+            names.input, model.name
+        );
+        return Err(RequestError::invalid(names.input, message));
+    }
+    let room = context - prompt;
+    match asked {
+        Some(asked) if asked > room => {
+            let message = format!(
+                "{} is {asked}, but model {:?} holds {context} tokens and the prompt has {prompt}: at most {room}",
+                names.max_tokens, model.name
+            );
+            Err(RequestError::invalid(names.max_tokens, message))
+        }
+        asked => Ok(asked.unwrap_or(room) as u32),
+    }
+}
+
+/// A text error in this front door's words; where no field is at fault the model's own files are.
+fn text_error(names: &FieldNames, error: &TextError) -> RequestError {
+    let Some(field) = error.field() else { return RequestError::Failed(error.to_string()) };
+    let field = match field.as_str() {
+        "stop" => names.stop.to_owned(),
+        "prompt" => names.input.to_owned(),
+        other => other.replacen("messages", names.messages, 1),
+    };
+    RequestError::Invalid { field, message: error.to_string() }
+}

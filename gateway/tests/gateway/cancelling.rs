@@ -1,0 +1,159 @@
+//! A client that goes away, or does not read.
+
+use std::time::Duration;
+
+use herd_gateway::Limits;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::grpc::text;
+use crate::support::http::{head, send};
+use crate::support::scripted::{Scripted, leader, started, tokens};
+use crate::support::{Running, gateway, gateway_with, soon};
+use herd_proto::internal::v1::DecodeEvent;
+
+type Sender = mpsc::Sender<Result<DecodeEvent, Status>>;
+
+/// A leader whose streams are in the test's hands.
+async fn in_hand(limits: Limits) -> (mpsc::UnboundedReceiver<Sender>, Scripted, Running) {
+    let (hand, streams) = mpsc::unbounded_channel();
+    let worker = leader(move |_| {
+        let (sender, receiver) = mpsc::channel(4);
+        hand.send(sender).unwrap();
+        Ok(receiver)
+    });
+    let worker = worker.start().await;
+    let running = gateway_with(&[&worker.address], limits).await;
+    (streams, worker, running)
+}
+
+fn body(stream: bool, n: u32) -> Vec<u8> {
+    serde_json::to_vec(&json!({"model": "tiny", "prompt": "x", "stream": stream, "n": n})).unwrap()
+}
+
+const COMPLETIONS: &str = "/v1/completions";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_while_its_request_is_queued_ends_the_work() {
+    for stream in [false, true] {
+        let (mut streams, _worker, running) = in_hand(Limits::default()).await;
+        let connection =
+            send(running.gateway.addresses().http, "POST", COMPLETIONS, &[], &body(stream, 2)).await;
+        let (one, two) = (soon(streams.recv()).await.unwrap(), soon(streams.recv()).await.unwrap());
+        drop(connection);
+        soon(one.closed()).await;
+        soon(two.closed()).await;
+        let cancelled = "herd_gateway_requests_total{api=\"completions\",outcome=\"cancelled\"}";
+        soon(async { while running.metric(cancelled).await < 1.0 {} }).await;
+        assert!(running.metric("herd_gateway_requests_in_flight").await.abs() < 0.1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_within_its_stream_ends_the_work() {
+    let (mut streams, _worker, running) = in_hand(Limits::default()).await;
+    let connection = send(running.gateway.addresses().http, "POST", COMPLETIONS, &[], &body(true, 1)).await;
+    let stream = soon(streams.recv()).await.unwrap();
+    stream.send(Ok(started())).await.unwrap();
+    stream.send(Ok(tokens(0, &[40], 0))).await.unwrap();
+    let mut reading = head(connection).await;
+    assert!(!reading.chunk().await.is_empty());
+    drop(reading);
+    soon(stream.closed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_client_that_leaves_ends_the_work_in_every_phase() {
+    let (mut streams, _worker, running) = in_hand(Limits::default()).await;
+    let mut client = running.grpc().await;
+    // Before the first event the call itself is still open.
+    let call = tokio::spawn(async move { client.generate(text("x")).await.map(|_| ()) });
+    let stream = soon(streams.recv()).await.unwrap();
+    call.abort();
+    soon(stream.closed()).await;
+    // After it, the stream.
+    let mut client = running.grpc().await;
+    let call = tokio::spawn(async move { client.generate(text("x")).await });
+    let stream = soon(streams.recv()).await.unwrap();
+    stream.send(Ok(started())).await.unwrap();
+    let answer = soon(call).await.unwrap().unwrap();
+    drop(answer);
+    soon(stream.closed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_choice_that_fails_ends_the_others() {
+    let (mut streams, _worker, running) = in_hand(Limits::default()).await;
+    let connection = send(running.gateway.addresses().http, "POST", COMPLETIONS, &[], &body(false, 2)).await;
+    let (one, two) = (soon(streams.recv()).await.unwrap(), soon(streams.recv()).await.unwrap());
+    one.send(Err(Status::internal("broke"))).await.unwrap();
+    soon(two.closed()).await;
+    head(connection).await.rest().await.refusal(500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_is_cut_off_and_buffers_stay_bounded() {
+    let limits = Limits { slow_client: Duration::from_millis(50), buffered_events: 2, ..Limits::default() };
+    let (mut streams, _worker, running) = in_hand(limits).await;
+    let connection = send(running.gateway.addresses().http, "POST", COMPLETIONS, &[], &body(true, 1)).await;
+    let stream = soon(streams.recv()).await.unwrap();
+    // More than all sockets' buffers hold, if nobody stopped it.
+    let endless = async {
+        let mut position = 0;
+        while stream.send(Ok(tokens(position, &[40; 512], 0))).await.is_ok() {
+            position += 512;
+        }
+        position
+    };
+    let sent = soon(endless).await;
+    assert!(sent > 0, "the stream was cut while it was being written");
+    let slow = "herd_gateway_requests_total{api=\"completions\",outcome=\"slow_client\"}";
+    let cancelled = "herd_gateway_requests_total{api=\"completions\",outcome=\"cancelled\"}";
+    drop(connection);
+    soon(async { while running.metric(slow).await + running.metric(cancelled).await < 1.0 {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deadline_of_a_request_ends_it_with_504() {
+    let limits = Limits { request_deadline: Duration::from_millis(50), ..Limits::default() };
+    let (mut streams, _worker, running) = in_hand(limits).await;
+    let connection = send(running.gateway.addresses().http, "POST", COMPLETIONS, &[], &body(true, 1)).await;
+    let stream = soon(streams.recv()).await.unwrap();
+    soon(stream.closed()).await;
+    head(connection).await.rest().await.refusal(504);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutting_down_lets_a_request_end() {
+    let (mut streams, worker, running) = in_hand(Limits::default()).await;
+    let address = running.gateway.addresses().http;
+    let connection = send(address, "POST", COMPLETIONS, &[], &body(false, 1)).await;
+    let stream = soon(streams.recv()).await.unwrap();
+    let shutdown = tokio::spawn(running.gateway.shutdown());
+    let closed = async { while tokio::net::TcpStream::connect(address).await.is_ok() {} };
+    soon(closed).await;
+    stream.send(Ok(tokens(0, &[40], 0))).await.unwrap();
+    let end = herd_proto::internal::v1::finished::Reason::Length;
+    stream.send(Ok(crate::support::scripted::finished(end, 0))).await.unwrap();
+    assert_eq!(head(connection).await.rest().await.status, 200);
+    soon(shutdown).await.unwrap();
+    drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_waits_for_its_fleet_and_a_taken_port_is_told_at_once() {
+    use herd_gateway::{FixedFleet, Gateway, GatewayError, GatewayOptions, ReservedPort};
+    let any = "127.0.0.1:0".parse().unwrap();
+    let fleet = FixedFleet::new(vec![crate::support::endpoint("127.0.0.1:1")]);
+    let (http, grpc) = (ReservedPort::reserve(any).unwrap(), ReservedPort::reserve(any).unwrap());
+    let address = http.address();
+    assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody can connect before it opens");
+    let mut options = GatewayOptions::new(std::sync::Arc::new(fleet), http, grpc);
+    options.ready_within = Some(Duration::from_millis(20));
+    assert!(matches!(Gateway::start(options).await, Err(GatewayError::NotReady(_))));
+
+    let running = gateway::<&str>(&[]).await;
+    let taken = ReservedPort::reserve(running.gateway.addresses().http).unwrap_err().to_string();
+    assert!(taken.contains("cannot listen on 127.0.0.1:"), "{taken}");
+}

@@ -1,0 +1,230 @@
+//! Tokens and log probabilities of the reference, through the gateway: tolerances as `fixtures/README.md` has them.
+
+use herd_proto::v1::generate_event::Event;
+use herd_proto::v1::generate_request::Input;
+use herd_proto::v1::{GenerateRequest, Sampling, TokenIds};
+use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, TextModel};
+use herd_worker::Role;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::support::fleet::{Fleet, cpu};
+use crate::support::{fixture, soon};
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    id: u32,
+    prompt: Vec<u32>,
+    greedy: Vec<u32>,
+    greedy_logprobs: Vec<f64>,
+    top5_first8: Vec<Vec<(u32, f64)>>,
+    #[serde(rename = "tokens_before_a_gap_below_0.02")]
+    before_a_small_gap: usize,
+    #[serde(rename = "tokens_before_a_gap_below_0.5")]
+    before_a_gap: Option<usize>,
+}
+
+/// What is asked of one model.
+struct Check {
+    model: &'static str,
+    golden: &'static str,
+    /// Tokens are equal up to the first gap below 0.5 where the golden has it and this is set, else below 0.02.
+    wide_gap: bool,
+    /// Largest distance of a log probability.
+    each: f64,
+    /// Mean distance of the greedy tokens' log probabilities, over all cases.
+    mean: f64,
+}
+
+const CHECKS: [Check; 4] = [
+    Check {
+        model: "tiny-llama31/tiny-llama31-bf16",
+        golden: "tiny-llama31/golden-bf16.json",
+        wide_gap: false,
+        each: 2e-3,
+        mean: 5e-4,
+    },
+    Check {
+        model: "sharp-llama31/sharp-llama31-bf16",
+        golden: "sharp-llama31/golden-bf16.json",
+        wide_gap: false,
+        each: 2e-3,
+        mean: 5e-4,
+    },
+    Check {
+        model: "tiny-llama31/tiny-llama31-fbgemm-fp8",
+        golden: "tiny-llama31/golden-fbgemm-fp8.json",
+        wide_gap: false,
+        each: 5e-3,
+        mean: 5e-4,
+    },
+    Check {
+        model: "sharp-llama31/sharp-llama31-fbgemm-fp8",
+        golden: "sharp-llama31/golden-fbgemm-fp8.json",
+        wide_gap: true,
+        each: 0.15,
+        mean: 5e-4,
+    },
+];
+
+/// One case's answer: ids, their log probabilities, and by step the alternatives.
+struct Answer {
+    ids: Vec<u32>,
+    logprobs: Vec<f64>,
+    tops: Vec<Vec<(String, f64)>>,
+}
+
+impl Check {
+    async fn run(&self, tensor: usize) {
+        let golden: Golden = serde_json::from_slice(&std::fs::read(fixture(self.golden)).unwrap()).unwrap();
+        assert_eq!(golden.cases.len(), 8);
+        let unified = cpu(self.model, tensor, &[Role::Unified]).await;
+        let apart = cpu(self.model, tensor, &[Role::Prefill, Role::Decode]).await;
+        let text = text_model(self.model);
+        let (mut distance, mut compared) = (0.0, 0);
+        for case in &golden.cases {
+            let whole = over_http(&unified, case).await;
+            assert_eq!(whole, over_http(&apart, case).await, "{} case {}: apart", self.golden, case.id);
+            let http = read_http(&whole);
+            let grpc = over_grpc(&apart, case).await;
+            assert_eq!((&grpc.ids, &grpc.logprobs), (&http.ids, &http.logprobs), "case {}", case.id);
+            for answer in [http, grpc] {
+                let (sum, count) = self.compare(case, &answer, &text);
+                distance += sum;
+                compared += count;
+            }
+        }
+        let mean = distance / compared as f64;
+        assert!(mean <= self.mean, "{}: mean distance {mean}", self.golden);
+        assert!(apart.metric("herd_prefill_recomputed_tokens_total").await.abs() < 0.1);
+    }
+
+    /// The summed distance of log probabilities and how many there are.
+    fn compare(&self, case: &Case, answer: &Answer, text: &TextModel) -> (f64, usize) {
+        let name = format!("{} case {}", self.golden, case.id);
+        assert_eq!(answer.ids.len(), 64);
+        let equal = case.before_a_gap.filter(|_| self.wide_gap).unwrap_or(case.before_a_small_gap);
+        assert_eq!(answer.ids[..equal], case.greedy[..equal], "{name}");
+        for (step, golden) in case.greedy_logprobs.iter().enumerate().take(equal) {
+            let ours = answer.logprobs[step];
+            assert!((ours - golden).abs() <= self.each, "{name} step {step}: {ours}, golden {golden}");
+        }
+        // A step's alternatives follow from the tokens before it.
+        for (step, golden) in case.top5_first8.iter().enumerate().take(equal + 1) {
+            let ours = &answer.tops[step];
+            let least = ours.iter().map(|(_, logprob)| *logprob).fold(f64::INFINITY, f64::min);
+            for (id, logprob) in golden {
+                let token = self::name(text, *id);
+                match ours.iter().find(|(ours, _)| *ours == token) {
+                    Some((_, ours)) => {
+                        assert!((ours - logprob).abs() <= self.each, "{name} step {step} {token:?}");
+                    }
+                    None => {
+                        assert!((logprob - least).abs() <= self.each, "{name} step {step} lacks {token:?}");
+                    }
+                }
+            }
+        }
+        let close = case.before_a_small_gap.min(equal);
+        let pairs = answer.logprobs.iter().zip(&case.greedy_logprobs).take(close);
+        (pairs.map(|(ours, golden)| (ours - golden).abs()).sum(), close)
+    }
+}
+
+fn text_model(model: &str) -> TextModel {
+    let files: BundleFiles = BUNDLE_FILE_NAMES
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), std::fs::read(fixture(model).join(name)).ok()?)))
+        .collect();
+    TextModel::from_files(&files).unwrap()
+}
+
+/// As completions name a token.
+fn name(text: &TextModel, id: u32) -> String {
+    named(&text.token_text(id).0, &text.token_text(id).1)
+}
+
+fn named(text: &str, bytes: &[u8]) -> String {
+    if std::str::from_utf8(bytes).is_ok() {
+        return text.to_owned();
+    }
+    bytes.iter().fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}"))
+}
+
+async fn over_http(fleet: &Fleet, case: &Case) -> Value {
+    let body = json!({
+        "model": "tiny", "prompt": case.prompt, "max_tokens": 64, "temperature": 0, "ignore_eos": true,
+        "logprobs": 5, "return_token_ids": true
+    });
+    let answer = fleet.running.post("/v1/completions", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()["choices"][0].clone()
+}
+
+fn read_http(choice: &Value) -> Answer {
+    let logprobs = &choice["logprobs"];
+    let numbers = |value: &Value| -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|number| f64::from(number.as_f64().unwrap() as f32)).collect()
+    };
+    let tops = logprobs["top_logprobs"].as_array().unwrap().iter().map(|top| {
+        let top = top.as_object().unwrap();
+        top.iter().map(|(name, logprob)| (name.clone(), logprob.as_f64().unwrap())).collect()
+    });
+    Answer {
+        ids: serde_json::from_value(choice["token_ids"].clone()).unwrap(),
+        logprobs: numbers(&logprobs["token_logprobs"]),
+        tops: tops.collect(),
+    }
+}
+
+async fn over_grpc(fleet: &Fleet, case: &Case) -> Answer {
+    let request = GenerateRequest {
+        model: "tiny".to_owned(),
+        input: Some(Input::Tokens(TokenIds { ids: case.prompt.clone() })),
+        sampling: Some(Sampling {
+            max_tokens: Some(64),
+            temperature: Some(0.0),
+            logprobs: Some(5),
+            ignore_eos: true,
+            ..Sampling::default()
+        }),
+        ..GenerateRequest::default()
+    };
+    let mut events = fleet.running.grpc().await.generate(request).await.unwrap().into_inner();
+    let mut answer = Answer { ids: Vec::new(), logprobs: Vec::new(), tops: Vec::new() };
+    while let Some(event) = soon(events.message()).await.unwrap() {
+        let Some(Event::Delta(delta)) = event.event else { continue };
+        answer.ids.extend(&delta.token_ids);
+        for entry in delta.logprobs {
+            answer.logprobs.push(f64::from(entry.logprob));
+            let top = entry.top.iter().map(|top| (named(&top.token, &top.bytes), f64::from(top.logprob)));
+            answer.tops.push(top.collect());
+        }
+    }
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tiny_in_bf16() {
+    CHECKS[0].run(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sharp_in_bf16() {
+    CHECKS[1].run(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tiny_in_fbgemm_fp8() {
+    CHECKS[2].run(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sharp_in_fbgemm_fp8() {
+    CHECKS[3].run(2).await;
+}

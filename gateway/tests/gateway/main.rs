@@ -1,0 +1,15 @@
+//! The gateway over real sockets, in front of scripted workers and of real ones.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that panics has failed")]
+
+mod cancelling;
+mod chat;
+mod completions;
+mod golden;
+mod grpc;
+mod overload;
+mod refusals;
+mod routing;
+mod streams;
+mod support;
+mod workers;

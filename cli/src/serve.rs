@@ -1,0 +1,231 @@
+//! `herd serve`: gateway and workers over loopback, no cluster.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use futures::future::{join_all, select_all, try_join_all};
+use herd_gateway::{FixedFleet, GangEndpoint, Gateway, GatewayOptions, ReservedPort};
+use herd_model::{BLOCK_TOKENS, Dtype, ModelConfig, ShardPlan};
+use herd_worker::{Backend, CpuBackend, KvSize, Role, Worker, WorkerOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// For the gangs to be found once they have loaded.
+const READY_WITHIN: Duration = Duration::from_mins(1);
+/// Contexts that a gang's KV cache holds, memory permitting.
+const CONTEXTS: usize = 8;
+/// Of the memory that is free before anything is loaded and that weights do not need, this part is KV.
+const KV_SHARE: u64 = 2;
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// Checkpoint: config.json, safetensors, tokenizer
+    model_dir: PathBuf,
+    /// Name clients ask for; the folder's unless given
+    #[arg(long)]
+    name: Option<String>,
+    /// Where OpenAI HTTP, /health and /metrics are served
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    http: SocketAddr,
+    /// Where gRPC is served
+    #[arg(long, default_value = "127.0.0.1:8081")]
+    grpc: SocketAddr,
+    /// Ranks that each gang is split over
+    #[arg(long, default_value_t = 1)]
+    tensor: usize,
+    /// Gangs that compute prompts
+    #[arg(long, requires = "decode", conflicts_with = "unified")]
+    prefill: Option<u16>,
+    /// Gangs that generate from what prefill gangs computed
+    #[arg(long, requires = "prefill", conflicts_with = "unified")]
+    decode: Option<u16>,
+    /// Gangs that do both; 1 unless given
+    #[arg(long)]
+    unified: Option<u16>,
+    /// Of activations and KV: f32 or bf16
+    #[arg(long, default_value_t = Dtype::Bf16)]
+    dtype: Dtype,
+}
+
+/// Runs until a signal, or until a gang cannot go on.
+pub(crate) fn run(arguments: ServeArguments) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut stop = std::pin::pin!(async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        });
+        let fleet = tokio::select! {
+            fleet = Fleet::start(arguments) => fleet?,
+            () = &mut stop => return Ok(()),
+        };
+        fleet.serve(stop).await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+struct Fleet {
+    gateway: Gateway,
+    workers: Vec<Worker>,
+}
+
+impl Fleet {
+    async fn start(arguments: ServeArguments) -> anyhow::Result<Self> {
+        let ServeArguments { model_dir, name, http, grpc, tensor, prefill, decode, unified, dtype } =
+            arguments;
+        let roles = roles(prefill, decode, unified)?;
+        let name = match name {
+            Some(name) if !name.is_empty() => name,
+            Some(_) => bail!("--name is empty"),
+            None => folder_name(&model_dir)?,
+        };
+        // What can be refused is refused before minutes of loading.
+        let (http, grpc) = (ReservedPort::reserve(http)?, ReservedPort::reserve(grpc)?);
+        let config = read_config(&model_dir)?;
+        let replicas = ShardPlan::new(&config, tensor)?.kv_replicas();
+        let block_bytes = (config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS * replicas) as u64;
+        let memory = free_memory().saturating_sub(roles.len() as u64 * weight_bytes(&model_dir)?);
+        let kv_blocks = kv_blocks(config.context_length, block_bytes, memory, roles.len());
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(roles.len());
+
+        let workers = try_join_all(roles.into_iter().map(|role| {
+            let backend = CpuBackend {
+                model_dir: model_dir.clone(),
+                tensor,
+                dtype,
+                kv: KvSize::Blocks(kv_blocks),
+                threads: threads.max(tensor),
+            };
+            Worker::start(WorkerOptions { role, ..WorkerOptions::loopback(Backend::Cpu(backend)) })
+        }))
+        .await?;
+        let gangs = workers
+            .iter()
+            .map(|worker| GangEndpoint { models: vec![name.clone()], leader: worker.endpoint().to_string() });
+        let discovery = Arc::new(FixedFleet::new(gangs.collect()));
+        let mut options = GatewayOptions::new(discovery, http, grpc);
+        options.ready_within = Some(READY_WITHIN);
+        let gateway = Gateway::start(options).await?;
+        let addresses = gateway.addresses();
+        let mut out = std::io::stdout();
+        // Whoever started us may wait for this line, or have closed the pipe.
+        let _ = writeln!(
+            out,
+            "serving {name}: OpenAI at http://{}/v1, gRPC at {}",
+            addresses.http, addresses.grpc
+        );
+        let _ = out.flush();
+        Ok(Self { gateway, workers })
+    }
+
+    /// Serves until `stop`, then lets what runs end.
+    async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { gateway, mut workers } = self;
+        let failed = async {
+            let failures = workers.iter_mut().map(|worker| Box::pin(worker.failed()));
+            select_all(failures).await.0
+        };
+        let failure = tokio::select! {
+            error = failed => Some(error),
+            () = stop => None,
+        };
+        gateway.shutdown().await;
+        join_all(workers.into_iter().map(|worker| async {
+            // What the gateway has not waited for is cut.
+            worker.drain(Some(Duration::ZERO)).await;
+            worker.shutdown().await;
+        }))
+        .await;
+        match failure {
+            Some(error) => Err(error).context("a gang cannot go on"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A role a gang.
+fn roles(prefill: Option<u16>, decode: Option<u16>, unified: Option<u16>) -> anyhow::Result<Vec<Role>> {
+    let counts = match (prefill, decode) {
+        (Some(prefill), Some(decode)) => {
+            vec![("--prefill", Role::Prefill, prefill), ("--decode", Role::Decode, decode)]
+        }
+        _ => vec![("--unified", Role::Unified, unified.unwrap_or(1))],
+    };
+    if let Some((option, ..)) = counts.iter().find(|(_, _, count)| *count == 0) {
+        bail!("{option} must be at least 1");
+    }
+    Ok(counts.into_iter().flat_map(|(_, role, count)| vec![role; usize::from(count)]).collect())
+}
+
+fn folder_name(dir: &Path) -> anyhow::Result<String> {
+    let full = dir.canonicalize().with_context(|| format!("model directory {}", dir.display()))?;
+    let name = full.file_name().and_then(|name| name.to_str());
+    Ok(name.with_context(|| format!("{} has no name of its own; give --name", dir.display()))?.to_owned())
+}
+
+fn read_config(dir: &Path) -> anyhow::Result<ModelConfig> {
+    let path = dir.join("config.json");
+    let config =
+        std::fs::read(&path).with_context(|| format!("{} is no model: {}", dir.display(), path.display()))?;
+    let generation = std::fs::read(dir.join("generation_config.json")).ok();
+    ModelConfig::from_json(&config, generation.as_deref()).with_context(|| path.display().to_string())
+}
+
+/// Bytes of the checkpoint's weights, about what they take in memory.
+fn weight_bytes(dir: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
+            bytes += std::fs::metadata(entry.path())?.len();
+        }
+    }
+    Ok(bytes)
+}
+
+/// Bytes that can be had without swapping; where that is not told, enough for a small model.
+fn free_memory() -> u64 {
+    let told = std::fs::read_to_string("/proc/meminfo").ok();
+    let kib = told.as_deref().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    });
+    kib.map_or(4 << 30, |kib| kib << 10)
+}
+
+/// KV blocks of a gang: some full contexts, within its part of the memory; one block at least.
+fn kv_blocks(context_length: usize, block_bytes: u64, memory: u64, gangs: usize) -> usize {
+    let wanted = CONTEXTS * context_length.div_ceil(BLOCK_TOKENS);
+    let affordable = memory / KV_SHARE / gangs as u64 / block_bytes.max(1);
+    wanted.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kv_holds_some_contexts_if_there_is_memory() {
+        assert_eq!(kv_blocks(1000, 100, u64::MAX, 1), 8 * 16);
+        assert_eq!(kv_blocks(1000, 100, 4000, 2), 10, "half of the memory, for two gangs");
+        assert_eq!(kv_blocks(1000, 100, 0, 2), 1);
+    }
+
+    #[test]
+    fn a_fleet_is_unified_unless_told_otherwise() {
+        assert_eq!(roles(None, None, None).unwrap(), [Role::Unified]);
+        assert_eq!(roles(None, None, Some(2)).unwrap(), [Role::Unified; 2]);
+        assert_eq!(roles(Some(1), Some(2), None).unwrap(), [Role::Prefill, Role::Decode, Role::Decode]);
+        assert!(roles(Some(0), Some(2), None).unwrap_err().to_string().contains("--prefill"));
+        assert!(roles(None, None, Some(0)).unwrap_err().to_string().contains("--unified"));
+    }
+}

@@ -1,0 +1,54 @@
+//! `cargo xtask test`, `lint` and `fmt`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::paths::Paths;
+use crate::step::{self, Outcome, Step, run_lanes};
+use crate::{cargo_test, models, tools};
+
+/// Runs the checks in two lanes: the lints build while the tests run. `fast` leaves out what needs downloaded models.
+pub(crate) fn run(paths: &Paths, fast: bool) -> ExitCode {
+    let mut tests = Vec::new();
+    if !fast {
+        tests.push(Step::new("models", || match models::make(paths) {
+            Ok(lines) => Outcome::one(true, lines.join("; "), String::new()),
+            Err(error) => Outcome::one(false, String::new(), format!("{error:#}")),
+        }));
+    }
+    tests.push(Step::new("tests", move || {
+        let mut command =
+            paths.cargo(&["test", "--release", "--workspace", "--no-fail-fast", "--", "--show-output"]);
+        if !fast {
+            command.env("HERD_FULL", "1");
+        }
+        let (success, output) = step::run(command);
+        cargo_test::outcome(success, output)
+    }));
+    run_lanes(vec![tests, lints(paths)])
+}
+
+/// Runs everything of `test --fast` but the tests.
+pub(crate) fn lint(paths: &Paths) -> ExitCode {
+    run_lanes(vec![lints(paths)])
+}
+
+/// Formats the code.
+pub(crate) fn fmt(paths: &Paths) -> Result<ExitCode> {
+    let status = paths.cargo(&["fmt", "--all"]).status().context("cannot run cargo fmt")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn lints(paths: &Paths) -> Vec<Step<'_>> {
+    let clippy =
+        paths.cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
+    let mut doc = paths.cargo(&["doc", "--release", "--workspace", "--no-deps"]);
+    doc.env("RUSTDOCFLAGS", "--deny warnings");
+    vec![
+        Step::command("format", paths.cargo(&["fmt", "--all", "--check"])),
+        Step::new("licences, bans", || tools::deny(paths)),
+        Step::command("clippy", clippy),
+        Step::command("documentation", doc),
+    ]
+}

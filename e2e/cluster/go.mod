@@ -1,0 +1,3 @@
+module herd.dev/cluster
+
+go 1.26.0

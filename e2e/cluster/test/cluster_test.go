@@ -1,0 +1,244 @@
+// Package test runs clusters and looks at them from outside.
+package test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"herd.dev/cluster/internal/host"
+	"herd.dev/cluster/internal/instance"
+)
+
+const (
+	upTimeout      = 3 * time.Minute
+	commandTimeout = time.Minute
+	answerTimeout  = 30 * time.Second
+)
+
+// TestPodsAndServices goes through what a user of a cluster relies on.
+func TestPodsAndServices(t *testing.T) {
+	before := takeSnapshot(t, "pods")
+	c := up(t, "pods")
+	c.kubectl("wait", "--for=condition=Ready", "node/n1", "node/n2", "--timeout=30s")
+	c.kubectl("-n", "kube-system", "wait", "--for=condition=Available", "deployment/coredns", "--timeout=30s")
+	c.startEcho()
+
+	clusterIP := c.kubectl("get", "service", "echo", "-o", "jsonpath={.spec.clusterIP}")
+	pods := strings.Fields(c.kubectl("get", "pods", "-l", "app=echo", "-o", "jsonpath={.items[*].metadata.name}"))
+	podIPs := strings.Fields(c.kubectl("get", "pods", "-l", "app=echo", "-o", "jsonpath={.items[*].status.podIP}"))
+	nodes := strings.Fields(c.kubectl("get", "pods", "-l", "app=echo", "-o", "jsonpath={.items[*].spec.nodeName}"))
+	slices.Sort(nodes)
+	if got := slices.Compact(nodes); !slices.Equal(got, []string{"n1", "n2"}) {
+		t.Fatalf("pods are on %v, want one or more on each of n1 and n2", got)
+	}
+
+	t.Run("a pod resolves a Service's name", func(t *testing.T) {
+		for _, ip := range podIPs {
+			got := fetch(t, "http://"+ip+":8080/resolve?name=echo")
+			if got != clusterIP {
+				t.Errorf("pod %s resolves echo to %q, want %s", ip, got, clusterIP)
+			}
+		}
+	})
+	t.Run("the ClusterIP reaches every pod from the machine", func(t *testing.T) {
+		reachesAll(t, "http://"+clusterIP, pods)
+	})
+	t.Run("the Service's name reaches every pod from every pod", func(t *testing.T) {
+		for _, ip := range podIPs {
+			reachesAll(t, "http://"+ip+":8080/fetch?url="+url.QueryEscape("http://echo"), pods)
+		}
+	})
+	t.Run("a pod reads the volume that is an image", func(t *testing.T) {
+		if got := fetch(t, "http://"+podIPs[0]+":8080/read?file=/data/hello"); got != "hello\n" {
+			t.Errorf("read %q, want hello", got)
+		}
+	})
+	t.Run("logs and exec reach the pod", func(t *testing.T) {
+		if got := c.kubectl("logs", pods[0]); !strings.Contains(got, "listening") {
+			t.Errorf("logs of %s: %q", pods[0], got)
+		}
+		// The image has no other program: that this one cannot listen a
+		// second time is its answer.
+		if _, err := c.tryKubectl("exec", pods[0], "--", "/echo"); err == nil || !strings.Contains(err.Error(), "address already in use") {
+			t.Errorf("exec in %s: %v", pods[0], err)
+		}
+	})
+	t.Run("a killed node that is started again runs its pods again", func(t *testing.T) {
+		herd(t, "signal", "--name", "pods", "cluster", "n2", "9")
+		herd(t, "start", "--name", "pods", "cluster", "n2")
+		reachesAll(t, "http://"+clusterIP, pods)
+	})
+	t.Run("up again changes nothing", func(t *testing.T) {
+		first := c.state().First
+		herd(t, "up", "--name", "pods", "--sources", sourcesDir)
+		if again := c.state().First; again != first {
+			t.Errorf("first process was %v and is %v", first, again)
+		}
+	})
+
+	down(t, "pods")
+	requireSame(t, before, "pods")
+}
+
+// TestTwoClustersSideBySide removes one of two and goes on using the other.
+func TestTwoClustersSideBySide(t *testing.T) {
+	before := takeSnapshot(t, "left", "right")
+	left, right := up(t, "left"), up(t, "right")
+	if left.state().Network == right.state().Network {
+		t.Errorf("both have the addresses %s", left.state().Network.Block())
+	}
+	left.kubectl("create", "namespace", "only-left")
+	if names := right.kubectl("get", "namespaces", "-o", "name"); strings.Contains(names, "only-left") {
+		t.Error("right has a namespace that was made in left")
+	}
+	left.startEcho()
+	right.startEcho()
+
+	down(t, "left")
+	clusterIP := right.kubectl("get", "service", "echo", "-o", "jsonpath={.spec.clusterIP}")
+	if pod := fetch(t, "http://"+clusterIP); !strings.HasPrefix(pod, "echo-") {
+		t.Errorf("the pod behind the ClusterIP of right says it is %q", pod)
+	}
+	down(t, "right")
+	requireSame(t, before, "left", "right")
+}
+
+// cluster is one that is up.
+type cluster struct {
+	t *testing.T
+	instance.Instance
+}
+
+func up(t *testing.T, name string) cluster {
+	t.Helper()
+	of, err := instance.Find(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { down(t, name) })
+	down(t, name) // what an interrupted run may have left
+	began := time.Now()
+	herd(t, "up", "--name", name, "--sources", sourcesDir)
+	t.Logf("%s is up after %.1fs", name, time.Since(began).Seconds())
+	return cluster{t, of}
+}
+
+func down(t *testing.T, name string) {
+	t.Helper()
+	herd(t, "down", "--name", name)
+}
+
+// herd runs the program under test.
+func herd(t *testing.T, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), upTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, filepath.Join(programs, herdCluster), args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("herd-cluster %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func (c cluster) state() instance.State {
+	c.t.Helper()
+	state, err := c.Running()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return state
+}
+
+func (c cluster) kubectl(args ...string) string {
+	c.t.Helper()
+	out, err := c.tryKubectl(args...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return out
+}
+
+func (c cluster) tryKubectl(args ...string) (string, error) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	command := exec.CommandContext(ctx, c.Kubectl(), args...)
+	var stderr strings.Builder
+	command.Stderr = &stderr
+	out, err := command.Output()
+	if err != nil {
+		err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, stderr.String())
+	}
+	return string(out), err
+}
+
+// startEcho runs pods of two images on both nodes behind a Service.
+func (c cluster) startEcho() {
+	c.t.Helper()
+	layout := c.t.TempDir()
+	herd(c.t, "image", "build", "--layout", layout, "--entrypoint", "/echo",
+		"--layer", filepath.Join(programs, "echo")+"=/echo", "echo:1")
+	herd(c.t, "image", "build", "--layout", layout, "--layer", "testdata/data", "data:1")
+	herd(c.t, "image", "load", "--name", c.Name, layout)
+	c.kubectl("apply", "-f", "testdata/echo.yaml")
+	c.kubectl("rollout", "status", "deployment/echo", "--timeout=50s")
+}
+
+func fetch(t *testing.T, url string) string {
+	t.Helper()
+	var got string
+	var last error
+	err := host.WaitFor(answerTimeout, "an answer of "+url, func() (bool, error) {
+		got, last = get(url)
+		return last == nil, nil
+	})
+	if err != nil {
+		t.Fatalf("%v: %v", err, last)
+	}
+	return got
+}
+
+// reachesAll fetches until each pod has answered.
+func reachesAll(t *testing.T, url string, pods []string) {
+	t.Helper()
+	reached := map[string]bool{}
+	var last error
+	err := host.WaitFor(answerTimeout, "answers of all pods", func() (bool, error) {
+		var pod string
+		if pod, last = get(url); last == nil {
+			reached[pod] = true
+		}
+		return len(reached) == len(pods), nil
+	})
+	if err != nil {
+		t.Errorf("%s reached %v of %v: %v: %v", url, reached, pods, err, last)
+	}
+}
+
+// client makes a new connection each time: each may have another endpoint.
+var client = &http.Client{
+	Timeout:   10 * time.Second,
+	Transport: &http.Transport{DisableKeepAlives: true},
+}
+
+func get(url string) (string, error) {
+	response, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", response.Status, body)
+	}
+	return string(body), err
+}

@@ -1,0 +1,3 @@
+module herd.dev/cluster/tools/pause
+
+go 1.26.0

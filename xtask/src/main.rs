@@ -1,6 +1,8 @@
 //! Every developer command: `cargo xtask --help`.
 
 mod cargo_test;
+mod cluster;
+mod go_test;
 mod models;
 mod paths;
 mod step;
@@ -33,6 +35,9 @@ enum Command {
     Fmt,
     /// Fetch SmolLM2-135M and make bf16 and FP8 checkpoints of it, where they are not there already
     Models,
+    /// A real Kubernetes on this machine
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Build the tools that the checks use into the cache folder, where they are not there already
     Tools,
 }
@@ -47,6 +52,10 @@ fn main() -> anyhow::Result<ExitCode> {
             for line in models::make(&paths)? {
                 println!("{line}");
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Cluster(command) => {
+            cluster::run(&paths, command)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Tools => {

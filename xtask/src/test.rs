@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 
 use crate::paths::Paths;
 use crate::step::{self, Outcome, Step, run_lanes};
-use crate::{cargo_test, models, tools};
+use crate::{cargo_test, cluster, models, tools};
 
-/// Runs the checks in two lanes: the lints build while the tests run. `fast` leaves out what needs downloaded models.
+/// Runs the checks in two lanes: lints, then clusters, beside the tests. `fast` leaves out what needs downloaded models or a
+/// Kubernetes.
 pub(crate) fn run(paths: &Paths, fast: bool) -> ExitCode {
     let mut tests = Vec::new();
     if !fast {
@@ -26,7 +27,11 @@ pub(crate) fn run(paths: &Paths, fast: bool) -> ExitCode {
         let (success, output) = step::run(command);
         cargo_test::outcome(success, output)
     }));
-    run_lanes(vec![tests, lints(paths)])
+    let mut others = lints(paths);
+    if !fast {
+        others.push(Step::new("cluster", || cluster::test(paths)));
+    }
+    run_lanes(vec![tests, others])
 }
 
 /// Runs everything of `test --fast` but the tests.

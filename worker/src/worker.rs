@@ -1,5 +1,6 @@
 //! A worker, from its options to its end.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,8 +10,10 @@ use herd_proto::MAX_MESSAGE_BYTES;
 use herd_proto::internal::v1::Phase;
 use herd_proto::internal::v1::worker_server::WorkerServer;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService;
 use tonic::service::Routes;
 
 use crate::backend::{self, Model};
@@ -25,8 +28,9 @@ use crate::options::{WorkerLimits, WorkerOptions};
 use crate::service::Service;
 use crate::transfer::{MAX_FINGERPRINT_BYTES, Receiver, Store, receive};
 
-/// For the tasks of a worker to end once they were told to; connections have less.
-const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(4);
+/// For the tasks of a worker, connections included, to end once they were told to. Reached only where the other end of a
+/// connection holds it open.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A gang that serves. Dropped, it ends: requests that run fail.
 #[derive(Debug)]
@@ -35,7 +39,39 @@ pub struct Worker {
     grpc: SocketAddr,
     http: SocketAddr,
     kv: Vec<SocketAddr>,
-    tasks: JoinSet<Result<(), WorkerError>>,
+    tasks: Tasks,
+}
+
+/// What a worker runs beside its engine; the names are for the log.
+#[derive(Debug, Default)]
+struct Tasks {
+    set: JoinSet<Result<(), WorkerError>>,
+    names: HashMap<task::Id, &'static str>,
+}
+
+impl Tasks {
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), WorkerError>> + Send + 'static,
+    ) {
+        let id = self.set.spawn(task).id();
+        self.names.insert(id, name);
+    }
+
+    /// Waits until all have ended. Safe to cancel.
+    async fn ended(&mut self) {
+        while let Some(ended) = self.set.join_next_with_id().await {
+            let id = ended.map_or_else(|error| error.id(), |(id, _)| id);
+            self.names.remove(&id);
+        }
+    }
+
+    /// Ends those that have not, and names them.
+    fn cut(&mut self) -> Vec<&'static str> {
+        self.set.abort_all();
+        self.names.drain().map(|(_, name)| name).collect()
+    }
 }
 
 impl Worker {
@@ -58,19 +94,18 @@ impl Worker {
         let shutdown = CancellationToken::new();
         let metrics = Arc::new(Metrics::new()?);
         let gang_cell = Arc::new(OnceLock::new());
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
 
         let (listener, http) = bind(http, "HTTP").await?;
         let pages = Pages { metrics: Arc::clone(&metrics), gang: Arc::clone(&gang_cell) };
-        tasks.spawn(serve_http(listener, router(pages), shutdown.clone()));
+        tasks.spawn("HTTP", serve_http(listener, router(pages), shutdown.clone()));
         // A port that is taken is known before the model is loaded.
         let (grpc_listener, grpc) = bind(grpc, "gRPC").await?;
         let endpoint = advertised(advertise.as_deref(), grpc)?;
 
-        let (executor, model) =
-            tokio::task::spawn_blocking(move || backend::load(backend, &limits))
-                .await
-                .map_err(|error| WorkerError::Internal(format!("loading the model: {error}")))??;
+        let (executor, model) = task::spawn_blocking(move || backend::load(backend, &limits))
+            .await
+            .map_err(|error| WorkerError::Internal(format!("loading the model: {error}")))??;
         if model.kv_fingerprint.len() > MAX_FINGERPRINT_BYTES {
             return Err(WorkerError::Internal(format!(
                 "kv fingerprint {} is too long",
@@ -120,7 +155,7 @@ impl Worker {
             shutdown: shutdown.clone(),
         });
         for (rank, listener) in kv_listeners.into_iter().enumerate() {
-            tasks.spawn(serve_rank(receiver(&gang, rank), listener, shutdown.clone()));
+            tasks.spawn("KV", serve_rank(receiver(&gang, rank), listener, shutdown.clone()));
         }
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<WorkerServer<Service>>().await;
@@ -128,8 +163,8 @@ impl Worker {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let routes = Routes::new(server).add_service(health);
-        tasks.spawn(serve_grpc(grpc_listener, routes, shutdown));
-        tasks.spawn(report_draining(Arc::clone(&gang), reporter));
+        tasks.spawn("gRPC", serve_grpc(grpc_listener, routes, shutdown));
+        tasks.spawn("health", report_draining(Arc::clone(&gang), reporter));
         // The only place that sets it.
         let _ = gang_cell.set(Arc::clone(&gang));
         tracing::info!(
@@ -169,7 +204,7 @@ impl Worker {
         let stopped = self.gang.engine.stopped();
         tokio::select! {
             reason = stopped => WorkerError::EngineStopped(reason),
-            task = self.tasks.join_next() => match task {
+            task = self.tasks.set.join_next() => match task {
                 Some(Ok(Err(error))) => error,
                 Some(Err(error)) => WorkerError::Internal(error.to_string()),
                 Some(Ok(Ok(()))) | None => WorkerError::Internal("a server ended".to_owned()),
@@ -177,14 +212,18 @@ impl Worker {
         }
     }
 
-    /// Ends what runs, closes all connections and waits, for a few seconds at most, until the engine is gone.
-    pub async fn shutdown(mut self) {
+    /// Ends what runs, closes all connections and waits, for a few seconds at most, until the engine is gone. Returns what
+    /// did not end by itself in that time: the names of the servers that had to be cut, none as a rule.
+    pub async fn shutdown(mut self) -> Vec<&'static str> {
         self.stop();
-        let all = async { while self.tasks.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, all).await;
-        self.tasks.abort_all();
+        let _ = timeout(SHUTDOWN_DEADLINE, self.tasks.ended()).await;
+        let cut = self.tasks.cut();
+        if !cut.is_empty() {
+            tracing::warn!(servers = ?cut, "cut what did not end within {SHUTDOWN_DEADLINE:?}");
+        }
         // The last handle of the engine joins its thread.
-        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+        let _ = task::spawn_blocking(move || drop(self)).await;
+        cut
     }
 
     fn stop(&self) {
@@ -256,10 +295,10 @@ async fn serve_rank(
     Ok(())
 }
 
-/// Tells the gRPC health service about a drain.
+/// Tells the gRPC health service about a drain, and ends the streams that watch it.
 async fn report_draining(
     gang: Arc<Gang>,
-    reporter: tonic_health::server::HealthReporter,
+    mut reporter: tonic_health::server::HealthReporter,
 ) -> Result<(), WorkerError> {
     let mut phase = gang.admission.watch_phase();
     tokio::select! {
@@ -269,5 +308,8 @@ async fn report_draining(
     reporter.set_not_serving::<WorkerServer<Service>>().await;
     reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     gang.shutdown.cancelled().await;
+    for service in [<WorkerServer<Service> as NamedService>::NAME, ""] {
+        reporter.clear_service_status(service).await;
+    }
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! Listening sockets and what is served on them.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
@@ -19,9 +18,6 @@ const HTTP2_WINDOW_BYTES: u32 = 1 << 20;
 /// Calls a gateway may take back before they were looked at. The default of 20 is meant for strangers: above it the whole
 /// connection is closed, with all other calls on it.
 const MAX_PENDING_RESETS: usize = 1024;
-
-/// For connections to close once nothing is served on them any more.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Listens, and says where.
 pub(crate) async fn bind(
@@ -63,29 +59,18 @@ pub(crate) async fn serve_grpc(
         .initial_stream_window_size(HTTP2_WINDOW_BYTES)
         .initial_connection_window_size(4 * HTTP2_WINDOW_BYTES)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
-    tokio::select! {
-        served = serve => served.map_err(|error| WorkerError::Internal(format!("gRPC: {error}"))),
-        () = closing(&shutdown) => Ok(()),
-    }
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
+    serve.await.map_err(|error| WorkerError::Internal(format!("gRPC: {error}")))
 }
 
-/// Serves HTTP until told to shut down.
+/// Serves HTTP until told to shut down and the connections have closed.
 pub(crate) async fn serve_http(
     listener: TcpListener,
     router: Router,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
-    let serve = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    tokio::select! {
-        served = serve => served.map_err(|error| WorkerError::Internal(format!("HTTP: {error}"))),
-        () = closing(&shutdown) => Ok(()),
-    }
-}
-
-async fn closing(shutdown: &CancellationToken) {
-    shutdown.cancelled().await;
-    tokio::time::sleep(CLOSE_DEADLINE).await;
+    let serve = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
+    serve.await.map_err(|error| WorkerError::Internal(format!("HTTP: {error}")))
 }
 
 #[cfg(test)]

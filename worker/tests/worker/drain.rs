@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use herd_proto::internal::v1::DrainRequest;
+use herd_proto::internal::v1::{DrainRequest, WatchRequest};
 use tonic::Code;
 
 use crate::gangs::{Answer, Gang, fake, prompt, request, split};
@@ -73,6 +73,26 @@ async fn a_prefill_gang_that_drains_is_passed_on() {
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("draining, not started"), "{status:?}");
     decode.idle().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_waits_for_nothing_that_is_idle() {
+    let (prefill, decode) = (Gang::start(fake(1)).await, Gang::start(fake(1)).await);
+    // Leaves connections between the two.
+    decode.answer(split(&prefill, request(prompt(100), 5))).await.unwrap();
+    for gang in [decode, prefill] {
+        let mut watch = gang.client.clone().watch(WatchRequest {}).await.unwrap().into_inner();
+        watch.message().await.unwrap().unwrap();
+        let address = format!("http://{}", gang.worker.endpoint());
+        let channel = tonic::transport::Endpoint::from_shared(address).unwrap().connect().await.unwrap();
+        let mut client = tonic_health::pb::health_client::HealthClient::new(channel);
+        let service = "herd.internal.v1.Worker".to_owned();
+        let request = tonic_health::pb::HealthCheckRequest { service };
+        let mut health = client.watch(request).await.unwrap().into_inner();
+        health.message().await.unwrap().unwrap();
+        assert_eq!(gang.worker.drain(None).await, 0);
+        assert_eq!(gang.worker.shutdown().await, Vec::<&str>::new(), "had to be cut");
+    }
 }
 
 #[tokio::test]

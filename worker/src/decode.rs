@@ -10,14 +10,14 @@ use herd_proto::internal::v1 as wire;
 use herd_proto::internal::v1::decode_event::Event as WireEvent;
 use herd_proto::internal::v1::prefill_event::Event as PrefillEvent;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Status, Streaming};
 
 use crate::drain::Ticket;
 use crate::gang::Gang;
 use crate::lease::{Ask, Transfer};
 use crate::metrics::Call;
-use crate::refusal::{prefill_failed, refuse};
+use crate::refusal::{no_kv_blocks, prefill_failed, refuse};
 use crate::request::{ValidatedRequest, Work, finished_to, sampling_to, token_from, token_to};
 use crate::stream::{Messages, TaskStream};
 
@@ -115,22 +115,28 @@ struct Owner {
 /// How far the blocks are.
 enum Blocks {
     NotAsked,
-    Waiting(Reserving, LeaseReply),
+    /// Until then.
+    Waiting(Reserving, LeaseReply, Instant),
     /// Until then, unless renewed.
     Leased(Instant),
 }
 
 enum Change {
     Reserved(Result<Reservation, SubmitError>),
+    /// The wait was too long.
+    NoBlocks,
     Expired,
 }
 
 impl Blocks {
-    /// Resolves when there are blocks, or at the end of the lease.
+    /// Resolves when there are blocks or no more time to wait for them, or at the end of the lease.
     async fn change(&mut self) -> Change {
         match self {
             Self::NotAsked => std::future::pending().await,
-            Self::Waiting(reserving, _) => Change::Reserved(reserving.await),
+            Self::Waiting(reserving, _, until) => match timeout_at(*until, reserving).await {
+                Ok(reservation) => Change::Reserved(reservation),
+                Err(_) => Change::NoBlocks,
+            },
             Self::Leased(until) => {
                 tokio::time::sleep_until(*until).await;
                 Change::Expired
@@ -145,7 +151,7 @@ impl Owner {
         self.gang.metrics.transfer_ended(received.is_ok());
         if let Err(status) = &received {
             let request = &self.request.context.request_id;
-            tracing::warn!(request, transfer = self.transfer.id, "prefill failed: {}", status.message());
+            tracing::warn!(request, transfer = self.transfer.id, "no kv received: {}", status.message());
         }
         let (first, reservation) = received?;
         let Self { gang, request, peer: _, transfer, events } = self;
@@ -172,9 +178,10 @@ impl Owner {
                         break first.ok_or_else(|| self.failed("done without a first token"))?;
                     }
                 },
-                Some(ask) = self.transfer.asks.recv() => self.answer(ask, &mut blocks),
+                Some(ask) = self.transfer.asks.recv() => self.answer(ask, &mut blocks)?,
                 change = blocks.change() => match change {
                     Change::Reserved(reservation) => self.reserved(reservation, &mut blocks)?,
+                    Change::NoBlocks => return Err(no_kv_blocks("here", self.gang.blocks_deadline)),
                     Change::Expired => return Err(self.failed("its lease on kv blocks has expired")),
                 },
             }
@@ -204,7 +211,8 @@ impl Owner {
         prefill_failed(&self.peer, &Status::unavailable(problem))
     }
 
-    fn answer(&self, ask: Ask, blocks: &mut Blocks) {
+    /// An error is this gang's own, and the end of the choice: the prefill gang is not to be blamed for it.
+    fn answer(&self, ask: Ask, blocks: &mut Blocks) -> Result<(), Status> {
         let lease = self.gang.lease;
         match ask {
             Ask::Reserve { prompt_tokens, reply } => {
@@ -213,17 +221,20 @@ impl Owner {
                     let message = format!("prompt_tokens is {prompt_tokens}, the prompt has {ours}");
                     // A caller that is gone hears nothing: also below.
                     let _ = reply.send(Err(Status::invalid_argument(message)));
-                    return;
+                    return Ok(());
                 }
                 match std::mem::replace(blocks, Blocks::NotAsked) {
                     Blocks::NotAsked => {
-                        match self.gang.engine.reserve(prompt_tokens, self.request.sampling.max_tokens) {
-                            Ok(reserving) => *blocks = Blocks::Waiting(Box::pin(reserving.ready()), reply),
-                            Err(error) => drop(reply.send(Err(refuse(&error)))),
-                        }
+                        let max_tokens = self.request.sampling.max_tokens;
+                        let reserving = self.gang.engine.reserve(prompt_tokens, max_tokens);
+                        let reserving = Box::pin(reserving.map_err(|error| refuse(&error))?.ready());
+                        *blocks =
+                            Blocks::Waiting(reserving, reply, Instant::now() + self.gang.blocks_deadline);
                     }
                     // Asked again: the first answer was lost.
-                    Blocks::Waiting(reserving, _) => *blocks = Blocks::Waiting(reserving, reply),
+                    Blocks::Waiting(reserving, _, until) => {
+                        *blocks = Blocks::Waiting(reserving, reply, until);
+                    }
                     Blocks::Leased(_) => {
                         *blocks = Blocks::Leased(Instant::now() + lease);
                         let _ = reply.send(Ok(lease));
@@ -241,6 +252,7 @@ impl Owner {
                 let _ = reply.send(answer);
             }
         }
+        Ok(())
     }
 
     fn reserved(
@@ -250,7 +262,7 @@ impl Owner {
     ) -> Result<(), Status> {
         let lease = self.gang.lease;
         let leased = Blocks::Leased(Instant::now() + lease);
-        let Blocks::Waiting(_, reply) = std::mem::replace(blocks, leased) else { return Ok(()) };
+        let Blocks::Waiting(_, reply, _) = std::mem::replace(blocks, leased) else { return Ok(()) };
         let reservation = reservation.map_err(|error| refuse(&error))?;
         let Gang { engine, model, .. } = &*self.gang;
         let (layers, prompt_tokens) = (model.config.layers, self.request.prompt.len());

@@ -31,6 +31,7 @@ pub(crate) struct Gang {
     /// "host:port" of each rank's KV connections, as other gangs reach them.
     pub(crate) kv_endpoints: Vec<String>,
     pub(crate) lease: Duration,
+    pub(crate) blocks_deadline: Duration,
     pub(crate) drain_deadline: Duration,
     /// Streams without an end of their own end with it.
     pub(crate) shutdown: CancellationToken,

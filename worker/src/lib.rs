@@ -30,8 +30,8 @@ mod worker;
 pub use error::WorkerError;
 pub use herd_proto::internal::v1::Role;
 pub use options::{
-    Backend, CpuBackend, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, FakeBackend, KvSize, WorkerLimits,
-    WorkerOptions,
+    Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, FakeBackend, KvSize,
+    WorkerLimits, WorkerOptions,
 };
 pub use refusal::RETRY_AFTER;
 pub use termination::TerminationMessage;

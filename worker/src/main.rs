@@ -10,8 +10,8 @@ use clap::{Parser, ValueEnum};
 use herd_engine::DEFAULT_STEP_TOKENS;
 use herd_model::Dtype;
 use herd_worker::{
-    Backend, CpuBackend, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, KvSize, Role, TerminationMessage, Worker,
-    WorkerError, WorkerLimits, WorkerOptions,
+    Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, KvSize, Role,
+    TerminationMessage, Worker, WorkerError, WorkerLimits, WorkerOptions,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -182,6 +182,7 @@ fn options(args: Args) -> WorkerOptions {
         role: Role::Unified,
         drain_deadline: Duration::from_secs(drain_deadline),
         lease: DEFAULT_LEASE,
+        blocks_deadline: DEFAULT_BLOCKS_DEADLINE,
     }
 }
 

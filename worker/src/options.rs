@@ -37,6 +37,8 @@ pub struct WorkerOptions {
     pub drain_deadline: Duration,
     /// How long KV blocks stay reserved for a prefill gang that does not renew.
     pub lease: Duration,
+    /// How long a prompt that another gang computes waits for KV blocks here, if its caller does not give up earlier.
+    pub blocks_deadline: Duration,
 }
 
 /// Bounds of one gang.
@@ -130,6 +132,10 @@ pub const DEFAULT_DRAIN_DEADLINE: Duration = Duration::from_secs(25);
 /// Three renewals, of which two may be lost.
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(10);
 
+/// As long as a caller without a deadline of its own should wait at all: blocks come free as sequences end, which takes
+/// minutes where many long ones run. It also ends the knot of two gangs that wait for each other's blocks.
+pub const DEFAULT_BLOCKS_DEADLINE: Duration = Duration::from_mins(10);
+
 impl WorkerOptions {
     /// On free ports of the loopback interface, with the defaults for the rest.
     pub fn loopback(backend: Backend) -> Self {
@@ -147,6 +153,7 @@ impl WorkerOptions {
             role: Role::Unified,
             drain_deadline: DEFAULT_DRAIN_DEADLINE,
             lease: DEFAULT_LEASE,
+            blocks_deadline: DEFAULT_BLOCKS_DEADLINE,
         }
     }
 }

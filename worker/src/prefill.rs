@@ -16,14 +16,15 @@ use tonic::{Code, Status};
 
 use crate::gang::Gang;
 use crate::metrics::Call;
-use crate::refusal::refuse;
+use crate::options::DEFAULT_BLOCKS_DEADLINE;
+use crate::refusal::{no_kv_blocks, refuse};
 use crate::request::{ValidatedRequest, Work, token_to};
 use crate::stream::{Messages, TaskStream};
 use crate::transfer::{Outgoing, Progress, Route, send};
 
-/// For the decode gang to have blocks. They come free as its sequences end; this prompt's own blocks are held meanwhile, so
-/// that it cannot be left open. It also ends the knot of two gangs that wait for each other's blocks.
-const RESERVE_DEADLINE: Duration = Duration::from_mins(1);
+/// For the decode gang to have blocks. It gives up first and says so itself; this ends the wait for one that answers nothing
+/// and yet keeps its call open.
+const RESERVE_DEADLINE: Duration = DEFAULT_BLOCKS_DEADLINE.saturating_add(Duration::from_mins(1));
 
 /// Renewals a lease: two may be lost.
 const RENEWALS_A_LEASE: u32 = 3;
@@ -180,7 +181,7 @@ impl DecodeGang {
         };
         let answer = timeout(RESERVE_DEADLINE, self.client.clone().reserve(request))
             .await
-            .map_err(|_| self.failed("Reserve", &format!("no kv blocks within {RESERVE_DEADLINE:?}")))?;
+            .map_err(|_| no_kv_blocks(&format!("at {}", self.peer), RESERVE_DEADLINE))?;
         answer.map(tonic::Response::into_inner).map_err(|status| match status.code() {
             Code::ResourceExhausted => status,
             _ => self.failed("Reserve", status.message()),

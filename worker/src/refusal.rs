@@ -1,5 +1,7 @@
 //! Requests that are not taken, as gRPC statuses.
 
+use std::time::Duration;
+
 use herd_engine::SubmitError;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
@@ -29,16 +31,27 @@ pub(crate) fn full(message: String) -> Status {
     status
 }
 
+/// How a refusal for want of KV blocks begins. The words are part of the protocol: they mean that no prefill gang is at fault.
+const NO_KV_BLOCKS: &str = "no kv blocks";
+
+/// A prompt that another gang computes, and no blocks of the decode gang `at` to put its KV into for as long as `waited`.
+pub(crate) fn no_kv_blocks(at: &str, waited: Duration) -> Status {
+    full(format!("{NO_KV_BLOCKS} {at} within {waited:?}"))
+}
+
 /// A gang that takes nothing new. The words are part of the protocol: they mean "retry elsewhere, nothing was done".
 pub(crate) fn draining() -> Status {
     Status::unavailable("draining, not started")
 }
 
 /// What a prefill gang's refusal or failure means to whoever called `Decode`: a full queue and a bad argument are passed on,
-/// anything else is a gang that cannot be used now.
+/// a want of blocks on this side without blame, anything else is a gang that cannot be used now.
 pub(crate) fn prefill_failed(peer: &str, status: &Status) -> Status {
     let message = format!("prefill at {peer}: {}", status.message());
     match status.code() {
+        Code::ResourceExhausted if status.message().starts_with(NO_KV_BLOCKS) => {
+            full(status.message().to_owned())
+        }
         Code::ResourceExhausted => full(message),
         Code::InvalidArgument => Status::invalid_argument(message),
         code => Status::unavailable(format!("{message} ({code:?})")),
@@ -56,6 +69,14 @@ mod tests {
         assert_eq!(status.metadata().get(RETRY_AFTER).unwrap(), "1000");
         let passed_on = prefill_failed("p:1", &status);
         assert_eq!(passed_on.code(), Code::ResourceExhausted);
+        assert!(passed_on.metadata().contains_key(RETRY_AFTER));
+    }
+
+    #[test]
+    fn a_want_of_blocks_is_not_the_prefill_gangs_fault() {
+        let passed_on = prefill_failed("p:1", &no_kv_blocks("at d:1", Duration::from_mins(10)));
+        assert_eq!(passed_on.code(), Code::ResourceExhausted);
+        assert_eq!(passed_on.message(), "no kv blocks at d:1 within 600s");
         assert!(passed_on.metadata().contains_key(RETRY_AFTER));
     }
 

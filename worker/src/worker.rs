@@ -90,6 +90,7 @@ impl Worker {
             role,
             drain_deadline,
             lease,
+            blocks_deadline,
         } = options;
         let shutdown = CancellationToken::new();
         let metrics = Arc::new(Metrics::new()?);
@@ -151,6 +152,7 @@ impl Worker {
             endpoint,
             kv_endpoints,
             lease,
+            blocks_deadline,
             drain_deadline,
             shutdown: shutdown.clone(),
         });

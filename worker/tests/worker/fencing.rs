@@ -7,8 +7,8 @@ use herd_proto::internal::v1::prefill_event::Event;
 use herd_proto::internal::v1::{
     DecodeEvent, DecodeRequest, DescribeRequest, PrefillDone, ReserveRequest, Started, Token,
 };
-use herd_worker::WorkerOptions;
 use herd_worker::transfer::{FrameHeader, Hello, REPLY_BYTES, Reject, Reply};
+use herd_worker::{WorkerLimits, WorkerOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::{Code, Streaming};
@@ -128,6 +128,33 @@ async fn a_lease_that_nobody_renews_ends() {
     late.write_all(&hello.encode().unwrap()).await.unwrap();
     assert_eq!(reply(&mut late).await, Some(Reply::Rejected(Reject::Transfer)));
     assert_eq!(decode.rejected("transfer").await, 1);
+}
+
+#[tokio::test]
+async fn a_wait_for_blocks_that_is_too_long_is_nobodys_fault() {
+    let limits = WorkerLimits { max_sequences: 1, ..WorkerLimits::default() };
+    let decode = Gang::start_with(fake(1), |options| {
+        options.limits = limits;
+        options.blocks_deadline = Duration::ZERO;
+    })
+    .await;
+    decode.control.close();
+    let before = decode.decode(request(prompt(70), 5)).await.unwrap();
+    decode.held().await;
+    let mut stub = Stub::start().await;
+    let asked = DecodeRequest { prefill_peer: stub.address.clone(), ..request(prompt(100), 10) };
+    let mut stream = decode.decode(asked).await.unwrap();
+    let call = stub.call().await;
+    let mut client = decode.client.clone();
+    let ended = soon(client.reserve(call.reserve(PROMPT_TOKENS))).await.unwrap_err();
+    assert_eq!(ended.code(), Code::NotFound, "{ended:?}");
+    let status = Answer::read(&mut stream).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "no kv blocks here within 0ns"));
+    assert!(status.metadata().contains_key(herd_worker::RETRY_AFTER));
+    call.dropped().await;
+    decode.control.open();
+    drop(before);
+    decode.idle().await;
 }
 
 #[tokio::test]

@@ -118,6 +118,24 @@ async fn each_can_prefill_for_the_other() {
     clean(&one, &other).await;
 }
 
+#[tokio::test]
+async fn a_prompt_waits_for_blocks_of_the_decode_gang() {
+    let limits = WorkerLimits { max_sequences: 1, ..WorkerLimits::default() };
+    let prefill = Gang::start(fake(1)).await;
+    let decode = Gang::start_with(fake(1), |options| options.limits = limits).await;
+    let asked = request(prompt(200), 10);
+    let expected = prefill.answer(asked.clone()).await.unwrap();
+    decode.control.close();
+    let mut before = decode.decode(request(prompt(70), 5)).await.unwrap();
+    decode.held().await;
+    let mut stream = decode.decode(split(&prefill, asked)).await.unwrap();
+    soon(async { while decode.metric("herd_requests_waiting").await == 0 {} }).await;
+    decode.control.open();
+    Answer::read(&mut before).await.unwrap();
+    assert_eq!(Answer::read(&mut stream).await.unwrap(), expected);
+    clean(&prefill, &decode).await;
+}
+
 /// 300 tokens are 5 blocks in 2 layers: 10 frames.
 async fn survives(fault: Fault) -> (Gang, Gang, Proxy) {
     let prefill = Gang::start(fake(1)).await;

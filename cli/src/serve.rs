@@ -11,8 +11,7 @@ use clap::Args;
 use futures::future::{join_all, select_all, try_join_all};
 use herd_gateway::{FixedFleet, GangEndpoint, Gateway, GatewayOptions, ReservedPort};
 use herd_model::{BLOCK_TOKENS, Dtype, ModelConfig, ShardPlan};
-use herd_worker::{Backend, CpuBackend, KvSize, Role, Worker, WorkerOptions};
-use tokio::signal::unix::{SignalKind, signal};
+use herd_worker::{Backend, CpuBackend, KvSize, Role, StopSignals, Worker, WorkerOptions};
 use tracing_subscriber::EnvFilter;
 
 /// For the gangs to be found once they have loaded.
@@ -58,16 +57,12 @@ pub(crate) fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let mut stop = std::pin::pin!(async move {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        });
+        let mut signals = StopSignals::listen()?;
         let fleet = tokio::select! {
             fleet = Fleet::start(arguments) => fleet?,
-            () = &mut stop => return Ok(()),
+            () = signals.next() => return Ok(()),
         };
-        fleet.serve(stop).await
+        fleet.serve(signals).await
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
@@ -75,6 +70,8 @@ pub(crate) fn run(arguments: ServeArguments) -> anyhow::Result<()> {
 
 struct Fleet {
     gateway: Gateway,
+    /// That requests get to end once the gateway shuts down.
+    drain: Duration,
     workers: Vec<Worker>,
 }
 
@@ -114,6 +111,7 @@ impl Fleet {
         let discovery = Arc::new(FixedFleet::new(gangs.collect()));
         let mut options = GatewayOptions::new(discovery, http, grpc);
         options.ready_within = Some(READY_WITHIN);
+        let drain = options.limits.drain;
         let gateway = Gateway::start(options).await?;
         let addresses = gateway.addresses();
         let mut out = std::io::stdout();
@@ -124,21 +122,25 @@ impl Fleet {
             addresses.http, addresses.grpc
         );
         let _ = out.flush();
-        Ok(Self { gateway, workers })
+        Ok(Self { gateway, drain, workers })
     }
 
-    /// Serves until `stop`, then lets what runs end.
-    async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { gateway, mut workers } = self;
+    /// Serves until a signal, then lets what runs end, until another one.
+    async fn serve(self, mut signals: StopSignals) -> anyhow::Result<()> {
+        let Self { gateway, drain, mut workers } = self;
         let failed = async {
             let failures = workers.iter_mut().map(|worker| Box::pin(worker.failed()));
             select_all(failures).await.0
         };
         let failure = tokio::select! {
             error = failed => Some(error),
-            () = stop => None,
+            () = signals.next() => None,
         };
-        gateway.shutdown().await;
+        eprintln!("stopping: requests that run have {drain:?} to end; a second signal cuts them");
+        tokio::select! {
+            () = gateway.shutdown() => {}
+            () = signals.next() => {}
+        }
         join_all(workers.into_iter().map(|worker| async {
             // What the gateway has not waited for is cut.
             worker.drain(Some(Duration::ZERO)).await;

@@ -59,6 +59,11 @@ impl Admission {
         *self.phase.borrow()
     }
 
+    /// Tickets that are out.
+    pub(crate) fn running(&self) -> usize {
+        *self.running.borrow()
+    }
+
     /// Whenever it changes.
     pub(crate) fn watch_phase(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()

@@ -21,6 +21,7 @@ mod prefill;
 mod refusal;
 mod request;
 mod service;
+mod signals;
 mod stream;
 mod termination;
 pub mod transfer;
@@ -34,5 +35,6 @@ pub use options::{
     WorkerLimits, WorkerOptions,
 };
 pub use refusal::RETRY_AFTER;
+pub use signals::StopSignals;
 pub use termination::TerminationMessage;
 pub use worker::Worker;

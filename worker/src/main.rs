@@ -11,9 +11,8 @@ use herd_engine::DEFAULT_STEP_TOKENS;
 use herd_model::Dtype;
 use herd_worker::{
     Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, KvSize, Role,
-    TerminationMessage, Worker, WorkerError, WorkerLimits, WorkerOptions,
+    StopSignals, TerminationMessage, Worker, WorkerError, WorkerLimits, WorkerOptions,
 };
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// For what still runs on the runtime when `main` is done.
@@ -117,24 +116,28 @@ fn run(args: Args) -> Result<(), WorkerError> {
     let internal = |error: std::io::Error| WorkerError::Internal(error.to_string());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(internal)?;
     let ended = runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
-        serve(options(args), &mut terminate).await
+        let mut signals = StopSignals::listen().map_err(internal)?;
+        serve(options(args), &mut signals).await
     });
     runtime.shutdown_timeout(RUNTIME_DEADLINE);
     ended
 }
 
-async fn serve(options: WorkerOptions, terminate: &mut Signal) -> Result<(), WorkerError> {
+async fn serve(options: WorkerOptions, signals: &mut StopSignals) -> Result<(), WorkerError> {
+    let within = options.drain_deadline;
     let mut worker = tokio::select! {
         started = Worker::start(options) => started?,
-        _ = terminate.recv() => return Ok(()),
+        () = signals.next() => return Ok(()),
     };
     tokio::select! {
         error = worker.failed() => return Err(error),
-        _ = terminate.recv() => {}
+        () = signals.next() => {}
     }
-    tracing::info!("draining");
-    let aborted = worker.drain(None).await;
+    tracing::info!(running = worker.running(), ?within, "draining; a second signal cuts what runs");
+    let aborted = tokio::select! {
+        aborted = worker.drain(None) => aborted,
+        () = signals.next() => worker.drain(Some(Duration::ZERO)).await,
+    };
     worker.shutdown().await;
     tracing::info!(aborted, "drained");
     Ok(())

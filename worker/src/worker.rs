@@ -201,6 +201,11 @@ impl Worker {
         self.gang.admission.drain(deadline.unwrap_or(self.gang.drain_deadline)).await
     }
 
+    /// `Decode` and `Prefill` calls that are being served.
+    pub fn running(&self) -> usize {
+        self.gang.admission.running()
+    }
+
     /// Resolves when the worker cannot go on, with the reason.
     pub async fn failed(&mut self) -> WorkerError {
         let stopped = self.gang.engine.stopped();

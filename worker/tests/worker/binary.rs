@@ -4,6 +4,13 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use herd_proto::internal::v1::DecodeRequest;
+use herd_proto::internal::v1::worker_client::WorkerClient;
+use tokio::io::AsyncBufReadExt as _;
+
+use crate::gangs::{request, soon};
+use crate::stub::Stub;
+
 fn herd_worker() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_herd-worker"));
     command.env_remove("RUST_LOG").stderr(Stdio::piped());
@@ -15,6 +22,15 @@ fn herd_worker() -> Command {
 
 fn fixture() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31/tiny-llama31-bf16")
+}
+
+fn message(line: &str) -> String {
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    line["fields"]["message"].as_str().unwrap().to_owned()
+}
+
+fn terminate(process: u32) {
+    assert!(Command::new("kill").args(["-TERM", &process.to_string()]).status().unwrap().success());
 }
 
 #[test]
@@ -41,13 +57,40 @@ fn sigterm_drains_and_exits_with_success() {
     command.arg("--model-dir").arg(fixture()).args(["--kv-blocks", "8", "--log-format", "json"]);
     let mut worker = command.spawn().unwrap();
     let mut lines = BufReader::new(worker.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let messages = |line: String| {
-        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-        line["fields"]["message"].as_str().unwrap().to_owned()
-    };
-    assert!(lines.by_ref().map(messages).any(|message| message == "ready"));
-    let killed = Command::new("kill").args(["-TERM", &worker.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    assert_eq!(lines.map(messages).collect::<Vec<_>>(), ["draining", "drained"]);
+    assert!(lines.by_ref().any(|line| message(&line) == "ready"));
+    terminate(worker.id());
+    let messages: Vec<_> = lines.map(|line| message(&line)).collect();
+    assert_eq!(messages, ["draining; a second signal cuts what runs", "drained"]);
     assert_eq!(worker.wait().unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_second_sigterm_cuts_what_runs() {
+    let mut command = tokio::process::Command::from(herd_worker());
+    command.arg("--model-dir").arg(fixture()).args(["--kv-blocks", "8", "--log-format", "json"]);
+    let mut worker = command.args(["--drain-deadline", "3600"]).kill_on_drop(true).spawn().unwrap();
+    let mut lines = tokio::io::BufReader::new(worker.stderr.take().unwrap()).lines();
+    let ready = soon(async {
+        loop {
+            let line = lines.next_line().await.unwrap().unwrap();
+            if message(&line) == "ready" {
+                return serde_json::from_str::<serde_json::Value>(&line).unwrap();
+            }
+        }
+    })
+    .await;
+    let address = format!("http://{}", ready["fields"]["endpoint"].as_str().unwrap());
+    let mut client = WorkerClient::connect(address).await.unwrap();
+    // A request that runs: its prefill never ends.
+    let mut stub = Stub::start().await;
+    let asked = DecodeRequest { prefill_peer: stub.address.clone(), ..request(vec![1; 100], 10) };
+    let mut stream = client.decode(asked).await.unwrap().into_inner();
+    let _prefill = stub.call().await;
+
+    terminate(worker.id().unwrap());
+    let line = soon(lines.next_line()).await.unwrap().unwrap();
+    assert_eq!(message(&line), "draining; a second signal cuts what runs");
+    terminate(worker.id().unwrap());
+    assert_eq!(soon(worker.wait()).await.unwrap().code(), Some(0));
+    assert!(soon(stream.message()).await.is_err());
 }

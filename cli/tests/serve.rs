@@ -1,0 +1,84 @@
+//! The `herd serve` process, from outside.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "this is how a test fails")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// Less than requests have to end; much longer than anything here takes, also on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31/tiny-llama31-bf16")
+}
+
+fn herd_serve(model_dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_herd"));
+    command.env_remove("RUST_LOG").arg("serve").arg(model_dir);
+    command.args(["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Lines as they come; closed when the process has closed its end.
+fn lines(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    receiver
+}
+
+fn next(lines: &Receiver<String>, with: &str) -> String {
+    loop {
+        let line = lines.recv_timeout(PATIENCE).expect(with);
+        if line.contains(with) {
+            return line;
+        }
+    }
+}
+
+fn terminate(process: &Child) {
+    let killed = Command::new("kill").args(["-TERM", &process.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+}
+
+struct KillOnDrop(Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_second_signal_cuts_what_runs() {
+    let mut serve = KillOnDrop(herd_serve(&fixture()).spawn().unwrap());
+    let out = lines(serve.0.stdout.take().unwrap());
+    let errors = lines(serve.0.stderr.take().unwrap());
+    let serving = next(&out, "serving");
+    let address = serving.split("http://").nth(1).unwrap().split("/v1").next().unwrap();
+    // A request that runs: the gateway waits for a body that does not come.
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: herd\r\nContent-Type: application/json\r\n\
+                Content-Length: 10\r\nExpect: 100-continue\r\n\r\n";
+    client.write_all(head.as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100");
+
+    terminate(&serve.0);
+    next(&errors, "a second signal cuts");
+    terminate(&serve.0);
+    let ended = out.recv_timeout(PATIENCE);
+    assert_eq!(ended, Err(RecvTimeoutError::Disconnected), "its stdout is closed by its end");
+    assert!(serve.0.wait().unwrap().success());
+}

@@ -55,11 +55,13 @@ pub enum Reject {
     Rank,
     /// Layers, heads, block or rows outside of what was reserved.
     Bounds,
+    /// The transfer was given up while it went on. Nobody is at fault.
+    Over,
 }
 
 impl Reject {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Checksum,
         Self::Header,
         Self::Version,
@@ -68,6 +70,7 @@ impl Reject {
         Self::Transfer,
         Self::Rank,
         Self::Bounds,
+        Self::Over,
     ];
 
     /// The metric label.
@@ -81,6 +84,7 @@ impl Reject {
             Self::Transfer => "transfer",
             Self::Rank => "rank",
             Self::Bounds => "bounds",
+            Self::Over => "over",
         }
     }
 
@@ -99,6 +103,7 @@ impl Reject {
             Self::Transfer => 6,
             Self::Rank => 7,
             Self::Bounds => 8,
+            Self::Over => 9,
         }
     }
 }

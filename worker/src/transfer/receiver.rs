@@ -40,8 +40,10 @@ impl std::fmt::Debug for Store {
 }
 
 enum End {
-    /// The sender is done, gone or too slow; or the transfer is over.
+    /// The sender is done, gone or too slow.
     Closed,
+    /// The transfer was given up.
+    Over,
     Rejected(Reject),
 }
 
@@ -59,13 +61,27 @@ impl From<std::io::Error> for End {
 
 /// Serves one connection to its end.
 pub(crate) async fn receive(receiver: Receiver, mut stream: TcpStream) {
-    if let Err(End::Rejected(reject)) = run(&receiver, &mut stream).await {
-        receiver.metrics.frame_rejected(reject);
-        tracing::warn!(rank = receiver.rank, reason = reject.reason(), "kv connection rejected");
-        // So that the sender knows whether trying again makes sense; if it does not arrive, it tries in vain.
-        let reply = Reply::Rejected(reject).encode();
-        let _ = timeout(HANDSHAKE_DEADLINE, stream.write_all(&reply)).await;
-    }
+    let last = match run(&receiver, &mut stream).await {
+        Ok(()) | Err(End::Closed) => return,
+        Err(End::Over) => Reject::Over,
+        Err(End::Rejected(reject)) => {
+            receiver.metrics.frame_rejected(reject);
+            tracing::warn!(rank = receiver.rank, reason = reject.reason(), "kv connection rejected");
+            reject
+        }
+    };
+    // If it does not arrive, the sender tries again in vain.
+    let _ = timeout(HANDSHAKE_DEADLINE, say_last(&mut stream, last)).await;
+}
+
+/// Tells the sender whether trying again makes sense, and waits until it has closed: to close with its bytes unread would
+/// reset the connection, and the reply could be lost.
+async fn say_last(stream: &mut TcpStream, reject: Reject) -> std::io::Result<()> {
+    stream.write_all(&Reply::Rejected(reject).encode()).await?;
+    stream.shutdown().await?;
+    let mut unread = vec![0; 1 << 16];
+    while stream.read(&mut unread).await? > 0 {}
+    Ok(())
 }
 
 async fn run(receiver: &Receiver, stream: &mut TcpStream) -> Result<(), End> {
@@ -74,20 +90,36 @@ async fn run(receiver: &Receiver, stream: &mut TcpStream) -> Result<(), End> {
     let hello = Hello::decode(&hello)?;
     let landing = admit(receiver, &hello)?;
     stream.write_all(&Reply::Accepted(0).encode()).await?;
+    tokio::select! {
+        biased;
+        () = landing.closed() => Err(End::Over),
+        ended = frames(receiver, stream, &hello, &landing) => ended,
+    }
+}
 
+async fn frames(
+    receiver: &Receiver,
+    stream: &mut TcpStream,
+    hello: &Hello,
+    landing: &Landing,
+) -> Result<(), End> {
     let mut accepted = 0;
     loop {
         let mut first = [0];
         // How long the sender may be silent is the lease's business.
-        tokio::select! {
-            biased;
-            () = landing.closed() => return Err(End::Closed),
-            read = stream.read(&mut first) => if read? == 0 { return Ok(()) },
+        if stream.read(&mut first).await? == 0 {
+            return Ok(());
         }
         let frame = timeout(FRAME_DEADLINE, read_frame(receiver, stream, first[0]));
         let (header, payload) = frame.await.map_err(|_| End::Closed)??;
-        fence(receiver, &hello, &header)?;
-        landing.write(usize::from(receiver.rank), &*receiver.store.0, &header, payload)?;
+        fence(receiver, hello, &header)?;
+        landing.write(usize::from(receiver.rank), &*receiver.store.0, &header, payload).map_err(
+            |reject| match reject {
+                // Closed since the frame began.
+                Reject::Transfer => End::Over,
+                other => End::Rejected(other),
+            },
+        )?;
         receiver.metrics.frame_received();
         accepted += 1;
         let reply = Reply::Accepted(accepted).encode();

@@ -67,6 +67,8 @@ pub(crate) enum ConnectionError {
     Closed,
     #[error("a damaged reply")]
     BadReply,
+    #[error("the other side gave the transfer up")]
+    Over,
     #[error("rejected, reason {}", .0.reason())]
     Rejected(Reject),
     #[error("cannot read block: {0}")]
@@ -83,7 +85,7 @@ impl ConnectionError {
         match self {
             Self::Io(_) | Self::Deadline(_) | Self::Closed | Self::BadReply => true,
             Self::Rejected(reject) => reject.is_damage(),
-            Self::Read(_) | Self::Fingerprint | Self::Abandoned => false,
+            Self::Over | Self::Read(_) | Self::Fingerprint | Self::Abandoned => false,
         }
     }
 }
@@ -236,8 +238,58 @@ impl Replies {
         self.filled = 0;
         match Reply::decode(&self.buffer) {
             Some(Reply::Accepted(accepted)) => Ok(accepted),
+            Some(Reply::Rejected(Reject::Over)) => Err(ConnectionError::Over),
             Some(Reply::Rejected(reject)) => Err(ConnectionError::Rejected(reject)),
             None => Err(ConnectionError::BadReply),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herd_engine::{Executor as _, FakeModel, FakeOptions};
+    use tokio::net::TcpListener;
+
+    use super::super::HELLO_BYTES;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_transfer_that_is_over_is_not_tried_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let route = Route {
+            endpoint: listener.local_addr().unwrap().to_string(),
+            source_rank: 0,
+            target_rank: 0,
+            heads: 0..1,
+        };
+        let outgoing = Outgoing {
+            transfer: 1,
+            epoch: 2,
+            fingerprint: "kv1:test".to_owned(),
+            dtype: Dtype::F32,
+            layers: 1,
+            block_tokens: 64,
+            prompt_tokens: 64,
+            blocks: Arc::from([0]),
+        };
+        let store = Arc::clone(&FakeModel::new(FakeOptions::default()).kv()[0]);
+        let (_computed, progress) = watch::channel(0);
+        let metrics = Metrics::new().unwrap();
+        let receiver = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_exact(&mut [0; HELLO_BYTES]).await.unwrap();
+            stream.write_all(&Reply::Accepted(0).encode()).await.unwrap();
+            stream.write_all(&Reply::Rejected(Reject::Over).encode()).await.unwrap();
+            stream
+        };
+        let sent = async {
+            tokio::select! {
+                sent = send(route, &outgoing, &*store, progress, &metrics) => sent.map_err(|error| error.to_string()),
+                _ = async { (receiver.await, listener.accept().await) } => panic!("tried again"),
+            }
+        };
+        let error = timeout(Duration::from_secs(25), sent).await.unwrap().unwrap_err();
+        assert!(error.contains("gave the transfer up"), "{error}");
+        assert!(metrics.render(None, 0).unwrap().contains("herd_kv_reconnects_total 0"));
     }
 }

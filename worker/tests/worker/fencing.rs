@@ -175,7 +175,12 @@ async fn a_lease_is_renewed_and_given_again() {
     drop(stream);
     call.dropped().await;
     decode.idle().await;
+    assert_eq!(reply(&mut kv).await, Some(Reply::Rejected(Reject::Over)));
     assert_eq!(reply(&mut kv).await, None, "its connections are closed");
+    drop(kv);
+    for reject in Reject::ALL {
+        assert_eq!(decode.rejected(reject.reason()).await, 0, "a transfer that is over is no fault");
+    }
 }
 
 #[tokio::test]

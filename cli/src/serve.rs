@@ -11,6 +11,7 @@ use clap::Args;
 use futures::future::{join_all, select_all, try_join_all};
 use herd_gateway::{FixedFleet, GangEndpoint, Gateway, GatewayOptions, ReservedPort};
 use herd_model::{BLOCK_TOKENS, Dtype, ModelConfig, ShardPlan};
+use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, TextModel};
 use herd_worker::{Backend, CpuBackend, KvSize, Role, StopSignals, Worker, WorkerOptions};
 use tracing_subscriber::EnvFilter;
 
@@ -20,6 +21,8 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 const CONTEXTS: usize = 8;
 /// Of the memory that is free before anything is loaded and that weights do not need, this part is KV.
 const KV_SHARE: u64 = 2;
+/// Taken for granted where the system does not tell what is free: enough for a small model.
+const UNKNOWN_MEMORY: u64 = 4 << 30;
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
@@ -88,10 +91,17 @@ impl Fleet {
         // What can be refused is refused before minutes of loading.
         let (http, grpc) = (ReservedPort::reserve(http)?, ReservedPort::reserve(grpc)?);
         let config = read_config(&model_dir)?;
+        let dir = model_dir.clone();
+        tokio::task::spawn_blocking(move || check_text(&dir)).await??;
         let replicas = ShardPlan::new(&config, tensor)?.kv_replicas();
         let block_bytes = (config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS * replicas) as u64;
-        let memory = free_memory().saturating_sub(roles.len() as u64 * weight_bytes(&model_dir)?);
+        let (weights, available) = (weight_bytes(&model_dir)?, free_memory());
+        let memory = available.unwrap_or(UNKNOWN_MEMORY).saturating_sub(roles.len() as u64 * weights);
         let kv_blocks = kv_blocks(config.context_length, block_bytes, memory, roles.len());
+        if let Some(available) = available {
+            let need = GangMemory { weights, kv: kv_blocks as u64 * block_bytes, block: block_bytes };
+            eprintln!("{}", need.checked(roles.len() as u64, available)?);
+        }
         let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(roles.len());
 
         let workers = try_join_all(roles.into_iter().map(|role| {
@@ -182,6 +192,54 @@ fn read_config(dir: &Path) -> anyhow::Result<ModelConfig> {
     ModelConfig::from_json(&config, generation.as_deref()).with_context(|| path.display().to_string())
 }
 
+/// What a gateway needs of the folder, before minutes of loading weights.
+fn check_text(dir: &Path) -> anyhow::Result<()> {
+    let mut files = BundleFiles::default();
+    for name in BUNDLE_FILE_NAMES {
+        match std::fs::read(dir.join(name)) {
+            Ok(bytes) => files.insert(name, bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| dir.join(name).display().to_string()),
+        }
+    }
+    TextModel::from_files(&files).with_context(|| format!("cannot serve {}", dir.display()))?;
+    Ok(())
+}
+
+/// Bytes that one gang takes.
+struct GangMemory {
+    weights: u64,
+    kv: u64,
+    /// The least KV there can be.
+    block: u64,
+}
+
+impl GangMemory {
+    /// What that many gangs take, in words; an error where it is not `available`.
+    fn checked(&self, gangs: u64, available: u64) -> anyhow::Result<String> {
+        let Self { weights, kv, block } = self;
+        let total = gangs.saturating_mul(weights + kv);
+        let need = format!(
+            "{gangs} x ({} of weights + {} of KV) = {} of memory, {} available",
+            mebibytes(*weights),
+            mebibytes(*kv),
+            mebibytes(total),
+            mebibytes(available)
+        );
+        if total <= available {
+            return Ok(need);
+        }
+        match available / (weights + block).max(1) {
+            0 => bail!("not one gang of this model fits into memory: {need}"),
+            fit => bail!("too many gangs for this machine's memory: {need}; at most {fit} fit"),
+        }
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
 /// Bytes of the checkpoint's weights, about what they take in memory.
 fn weight_bytes(dir: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
@@ -194,14 +252,12 @@ fn weight_bytes(dir: &Path) -> anyhow::Result<u64> {
     Ok(bytes)
 }
 
-/// Bytes that can be had without swapping; where that is not told, enough for a small model.
-fn free_memory() -> u64 {
-    let told = std::fs::read_to_string("/proc/meminfo").ok();
-    let kib = told.as_deref().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
-    });
-    kib.map_or(4 << 30, |kib| kib << 10)
+/// Bytes that can be had without swapping, where that is told.
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 /// KV blocks of a gang: some full contexts, within its part of the memory; one block at least.
@@ -220,6 +276,20 @@ mod tests {
         assert_eq!(kv_blocks(1000, 100, u64::MAX, 1), 8 * 16);
         assert_eq!(kv_blocks(1000, 100, 4000, 2), 10, "half of the memory, for two gangs");
         assert_eq!(kv_blocks(1000, 100, 0, 2), 1);
+    }
+
+    #[test]
+    fn gangs_that_do_not_fit_are_refused() {
+        let gang = GangMemory { weights: 100 << 20, kv: 20 << 20, block: 1 << 20 };
+        let fits = gang.checked(2, 240 << 20).unwrap();
+        assert_eq!(
+            fits,
+            "2 x (100.0 MiB of weights + 20.0 MiB of KV) = 240.0 MiB of memory, 240.0 MiB available"
+        );
+        let error = gang.checked(3, 303 << 20).unwrap_err().to_string();
+        assert!(error.contains("too many gangs") && error.ends_with("at most 3 fit"), "{error}");
+        let error = gang.checked(1, 100 << 20).unwrap_err().to_string();
+        assert!(error.starts_with("not one gang"), "{error}");
     }
 
     #[test]

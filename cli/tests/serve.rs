@@ -82,3 +82,30 @@ fn a_second_signal_cuts_what_runs() {
     assert_eq!(ended, Err(RecvTimeoutError::Disconnected), "its stdout is closed by its end");
     assert!(serve.0.wait().unwrap().success());
 }
+
+/// A copy of the fixture's folder without its weights: they are not to be looked at.
+fn without_weights(tokenizer: Option<&str>) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture()).unwrap() {
+        let (name, path) = (entry.as_ref().unwrap().file_name(), entry.unwrap().path());
+        if name != "tokenizer.json" && path.extension().is_none_or(|extension| extension != "safetensors") {
+            std::fs::copy(path, dir.path().join(name)).unwrap();
+        }
+    }
+    if let Some(tokenizer) = tokenizer {
+        std::fs::write(dir.path().join("tokenizer.json"), tokenizer).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn a_tokenizer_that_cannot_be_used_is_named_before_weights_are_loaded() {
+    for (tokenizer, problem) in [(None, "no tokenizer.json"), (Some("{"), "tokenizer.json is not usable")] {
+        let dir = without_weights(tokenizer);
+        let ended = herd_serve(dir.path()).output().unwrap();
+        assert_eq!(ended.status.code(), Some(1));
+        let errors = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+        assert!(errors.starts_with("error: cannot serve") && errors.contains(problem), "{errors}");
+    }
+}

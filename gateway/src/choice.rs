@@ -112,7 +112,8 @@ impl Choice<'_> {
                 Err(status) => return Err(Self::judge(&assignment, &status, transcript.taken())),
             };
             match event {
-                decode_event::Event::Started(wire::Started {}) => self.send_started(started).await?,
+                // Not passed on: until there is a token the gang may yet refuse, and a refusal is a status.
+                decode_event::Event::Started(wire::Started {}) => {}
                 decode_event::Event::Tokens(wire::Tokens { position, tokens }) => {
                     self.send_started(started).await?;
                     if position != transcript.taken() {
@@ -199,6 +200,7 @@ impl Choice<'_> {
             Code::InvalidArgument => {
                 return Attempt::Over(RequestError::invalid("", format!("the gang refused: {message}")));
             }
+            // A gang that is full is not broken.
             Code::ResourceExhausted if generated == 0 => {
                 let retry_after = retry_after(status).unwrap_or(crate::error::RETRY_AFTER);
                 return Attempt::Again(RequestError::Busy { message, retry_after });

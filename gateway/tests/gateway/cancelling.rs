@@ -72,11 +72,12 @@ async fn a_grpc_client_that_leaves_ends_the_work_in_every_phase() {
     let stream = soon(streams.recv()).await.unwrap();
     call.abort();
     soon(stream.closed()).await;
-    // After it, the stream.
+    // After its first token, the stream.
     let mut client = running.grpc().await;
     let call = tokio::spawn(async move { client.generate(text("x")).await });
     let stream = soon(streams.recv()).await.unwrap();
     stream.send(Ok(started())).await.unwrap();
+    stream.send(Ok(tokens(0, &[40], 0))).await.unwrap();
     let answer = soon(call).await.unwrap().unwrap();
     drop(answer);
     soon(stream.closed()).await;

@@ -186,3 +186,35 @@ async fn a_prefill_gang_at_fault_is_the_one_that_is_left_alone() {
     assert!(peers.iter().filter(|peer| **peer == one.address).count() <= 1, "{peers:?}");
     assert!(one.calls().is_empty() && two.calls().is_empty(), "only decode gangs are called");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gang_that_refuses_after_started_is_still_a_status_and_blamed_for_nothing() {
+    for (said, code, http) in [
+        ("prefill at 10.0.0.1:1: the queue is full", Code::ResourceExhausted, 429),
+        ("no KV blocks", Code::ResourceExhausted, 429),
+        ("aborted: this gang was drained", Code::Unavailable, 503),
+    ] {
+        let late = move |_: DecodeRequest| {
+            let mut status = Status::new(code, said);
+            status.metadata_mut().insert("retry-after-ms", "2500".parse().unwrap());
+            Ok(all([Ok(started()), Err(status)]))
+        };
+        let worker = leader(late).start().await;
+        for stream in [false, true] {
+            let running = gateway(&[&worker.address]).await;
+            let body = json!({"model": "tiny", "prompt": "x", "stream": stream});
+            let answer = running.post(COMPLETIONS, &body).await;
+            answer.refusal(http);
+            assert_eq!(answer.headers.get("retry-after").map(String::as_str), (http == 429).then_some("3"));
+        }
+        let running = gateway(&[&worker.address]).await;
+        assert_eq!(running.grpc().await.generate(text("x")).await.unwrap_err().code(), code);
+
+        let (first, good, running) = beside_a_good_one(leader(late)).await;
+        for _ in 0..2 {
+            assert_eq!(ask(&running).await.json()["choices"][0]["text"], "yes");
+        }
+        let asked = if http == 429 { 2 } else { 1 };
+        assert_eq!((first.calls().len(), good.calls().len()), (asked, 2), "{said}");
+    }
+}

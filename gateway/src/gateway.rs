@@ -1,7 +1,7 @@
 //! A running gateway: what the front doors share, and starting and ending it.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{timeout, timeout_at};
@@ -35,8 +35,16 @@ pub enum GatewayError {
     #[error(transparent)]
     Port(#[from] PortError),
     /// The fleet is not whole in time.
-    #[error("not every gang was ready within {0:?}")]
-    NotReady(std::time::Duration),
+    #[error("not every gang was ready within {within:?}: {reasons}")]
+    NotReady {
+        /// [`GatewayOptions::ready_within`].
+        within: Duration,
+        /// Each gang that is not, and what it was last seen to fail at.
+        reasons: String,
+    },
+    /// A gang that no waiting makes ready: its model's text files cannot be used.
+    #[error("{0}")]
+    Unusable(String),
     /// A metric is registered twice.
     #[error("failed to register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -69,7 +77,12 @@ impl Gateway {
         let GatewayOptions { discovery, http, grpc, ready_within, limits } = options;
         let fleet = Arc::new(Fleet::start(discovery.as_ref(), limits.queue_per_gang));
         if let Some(patience) = ready_within {
-            timeout(patience, fleet.ready()).await.map_err(|_| GatewayError::NotReady(patience))?;
+            match timeout(patience, fleet.ready()).await {
+                Ok(ready) => ready.map_err(GatewayError::Unusable)?,
+                Err(_) => {
+                    return Err(GatewayError::NotReady { within: patience, reasons: fleet.reasons() });
+                }
+            }
         }
         let addresses = Addresses { http: http.address(), grpc: grpc.address() };
         let parts = Arc::new(Parts {

@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
-use super::Shared;
 use super::bundle::BundleError;
+use super::{Fault, Shared};
 
 const CONNECT: Duration = Duration::from_secs(5);
 const DESCRIBE: Duration = Duration::from_secs(10);
@@ -114,16 +114,39 @@ enum SessionError {
     Closed,
 }
 
+impl SessionError {
+    /// Whether the same files would be refused again.
+    fn is_permanent(&self) -> bool {
+        matches!(self, Self::Bundle(BundleError::Text(_)))
+    }
+}
+
+/// The error and what caused it, which `tonic`'s leaves out of its own words.
+fn with_causes(error: &SessionError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// Keeps the gang's entry in the fleet true for as long as this future is polled.
 pub(crate) async fn follow(shared: Arc<Shared>, leader: String) {
     let mut backoff = FIRST_BACKOFF;
     loop {
         let begun = Instant::now();
         let Err(reason) = session(&shared, &leader).await;
-        if shared.away(&leader) {
-            warn!(leader, %reason, "lost a gang");
+        let permanent = reason.is_permanent();
+        let reason = with_causes(&reason);
+        if shared.away(&leader, Fault { reason: reason.clone(), permanent }) {
+            warn!(leader, reason, "lost a gang");
         } else {
-            tracing::debug!(leader, %reason, "cannot reach a gang");
+            tracing::debug!(leader, reason, "cannot reach a gang");
         }
         // A session that held for a while was a good one: start over quickly.
         if begun.elapsed() > LAST_BACKOFF {

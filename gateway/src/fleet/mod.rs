@@ -73,6 +73,15 @@ struct State {
 struct Gang {
     names: Vec<String>,
     live: Option<Live>,
+    /// Why its last connection ended or did not come about; `None` once there is one.
+    fault: Option<Fault>,
+}
+
+/// What is wrong with a gang.
+struct Fault {
+    reason: String,
+    /// Trying again does not help.
+    permanent: bool,
 }
 
 /// A gang that was reached.
@@ -111,19 +120,38 @@ impl Fleet {
         Self { shared, _manager: manager }
     }
 
-    /// Waits until every gang found is Ready, and there is one.
-    pub(crate) async fn ready(&self) {
+    /// Waits until every gang found is Ready, and there is one. Fails with the reasons once one never will be.
+    pub(crate) async fn ready(&self) -> Result<(), String> {
         let mut changed = self.shared.changed.subscribe();
         loop {
             changed.borrow_and_update();
-            let ready = {
+            let (ready, hopeless) = {
                 let state = self.shared.lock();
-                !state.gangs.is_empty() && state.gangs.values().all(|gang| gang.phase() == Phase::Ready)
+                let hopeless =
+                    state.gangs.values().any(|gang| gang.fault.as_ref().is_some_and(|fault| fault.permanent));
+                let ready =
+                    !state.gangs.is_empty() && state.gangs.values().all(|gang| gang.phase() == Phase::Ready);
+                (ready, hopeless)
             };
+            if hopeless {
+                return Err(self.reasons());
+            }
             if ready || changed.changed().await.is_err() {
-                return;
+                return Ok(());
             }
         }
+    }
+
+    /// Why gangs are not Ready.
+    pub(crate) fn reasons(&self) -> String {
+        let state = self.shared.lock();
+        let away = state.gangs.iter().filter(|(_, gang)| gang.phase() != Phase::Ready);
+        let reason = |(leader, gang): (&String, &Gang)| match &gang.fault {
+            Some(Fault { reason, permanent: _ }) => format!("gang {leader}: {reason}"),
+            None => format!("gang {leader}: has not said that it is ready"),
+        };
+        let reasons: Vec<String> = away.map(reason).collect();
+        if reasons.is_empty() { "no gang was found".to_owned() } else { reasons.join("; ") }
     }
 
     /// The model a request for `name` is checked and tokenized against: the one of the gangs it would go to now. It takes no
@@ -260,8 +288,11 @@ impl Shared {
         let mut state = self.lock();
         state.gangs.retain(|leader, _| snapshot.gangs.iter().any(|gang| gang.leader == *leader));
         for GangEndpoint { models, leader } in &snapshot.gangs {
-            let gang =
-                state.gangs.entry(leader.clone()).or_insert_with(|| Gang { names: Vec::new(), live: None });
+            let gang = state.gangs.entry(leader.clone()).or_insert_with(|| Gang {
+                names: Vec::new(),
+                live: None,
+                fault: None,
+            });
             gang.names.clone_from(models);
         }
         let used = state
@@ -288,6 +319,7 @@ impl Shared {
             Some(before) if before.description.epoch == description.epoch => before.in_flight,
             _ => Arc::default(),
         };
+        gang.fault = None;
         gang.live = Some(Live {
             description,
             text,
@@ -321,13 +353,15 @@ impl Shared {
     }
 
     /// Whether it was there before.
-    fn away(&self, leader: &str) -> bool {
+    fn away(&self, leader: &str, fault: Fault) -> bool {
         let mut state = self.lock();
-        let Some(live) = state.gangs.get_mut(leader).and_then(|gang| gang.live.as_mut()) else {
-            return false;
-        };
-        let before = std::mem::replace(&mut live.phase, Phase::Away);
-        live.load = Load::default();
+        let Some(gang) = state.gangs.get_mut(leader) else { return false };
+        let before = gang.phase();
+        gang.fault = Some(fault);
+        if let Some(live) = &mut gang.live {
+            live.phase = Phase::Away;
+            live.load = Load::default();
+        }
         drop(state);
         self.changed.send_modify(|count| *count += 1);
         before != Phase::Away

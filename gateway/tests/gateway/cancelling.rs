@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use herd_gateway::Limits;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::grpc::text;
-use crate::support::http::{head, send};
-use crate::support::scripted::{Scripted, leader, started, tokens};
+use crate::support::http::{head, post, send};
+use crate::support::scripted::{self, Scripted, leader, started, tokens};
 use crate::support::{Running, gateway, gateway_with, soon};
 use herd_proto::internal::v1::DecodeEvent;
 
@@ -152,9 +154,33 @@ async fn a_gateway_waits_for_its_fleet_and_a_taken_port_is_told_at_once() {
     assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody can connect before it opens");
     let mut options = GatewayOptions::new(std::sync::Arc::new(fleet), http, grpc);
     options.ready_within = Some(Duration::from_millis(20));
-    assert!(matches!(Gateway::start(options).await, Err(GatewayError::NotReady(_))));
+    let Err(error) = Gateway::start(options).await else { panic!("there is no such gang") };
+    assert!(matches!(error, GatewayError::NotReady { .. }));
+    let error = error.to_string();
+    assert!(error.contains("gang 127.0.0.1:1: cannot connect"), "{error}");
 
     let running = gateway::<&str>(&[]).await;
     let taken = ReservedPort::reserve(running.gateway.addresses().http).unwrap_err().to_string();
     assert!(taken.contains("cannot listen on 127.0.0.1:"), "{taken}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_that_cannot_be_used_ends_the_start_at_once_with_its_reason() {
+    use herd_gateway::{FixedFleet, Gateway, GatewayError, GatewayOptions, ReservedPort};
+    let broken = b"{}".to_vec();
+    for (tokenizer, reason) in [(None, "the model has no tokenizer.json"), (Some(broken), "tokenizer.json")] {
+        let mut leader = leader(scripted::says("never"));
+        leader.bundle.retain(|(name, _)| name != "tokenizer.json");
+        leader.bundle.extend(tokenizer.map(|bytes| ("tokenizer.json".to_owned(), bytes)));
+        let worker = leader.start().await;
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (http, grpc) = (ReservedPort::reserve(any).unwrap(), ReservedPort::reserve(any).unwrap());
+        let fleet = FixedFleet::new(vec![crate::support::endpoint(&worker.address)]);
+        let mut options = GatewayOptions::new(std::sync::Arc::new(fleet), http, grpc);
+        options.ready_within = Some(Duration::from_hours(1));
+        let Err(error) = soon(Gateway::start(options)).await else { panic!("it started") };
+        assert!(matches!(error, GatewayError::Unusable(_)));
+        let error = error.to_string();
+        assert!(error.contains(reason) && error.contains(&worker.address), "{error}");
+    }
 }

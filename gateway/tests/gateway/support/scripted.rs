@@ -20,6 +20,8 @@ type Script = Arc<dyn Fn(DecodeRequest) -> Result<Events, Status> + Send + Sync>
 pub(crate) struct Leader {
     pub(crate) description: DescribeResponse,
     pub(crate) script: Script,
+    /// Files by name.
+    pub(crate) bundle: Vec<(String, Vec<u8>)>,
 }
 
 /// Unified, Ready, and answering as `script` says.
@@ -40,7 +42,7 @@ pub(crate) fn leader(
         kv_blocks: 64,
         max_sequences: 8,
     };
-    Leader { description, script: Arc::new(script) }
+    Leader { description, script: Arc::new(script), bundle: bundle() }
 }
 
 /// A running leader.
@@ -71,7 +73,7 @@ impl Leader {
     pub(crate) async fn start_at(self, address: SocketAddr) -> Scripted {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let Self { description, script } = self;
+        let Self { description, script, bundle } = self;
         let event = WatchEvent {
             sequence: 1,
             phase: Phase::Ready.into(),
@@ -80,7 +82,8 @@ impl Leader {
         };
         let watch = watch::Sender::new(event);
         let calls = Arc::default();
-        let service = Service { description, script, watch: watch.clone(), calls: Arc::clone(&calls) };
+        let service =
+            Service { description, script, bundle, watch: watch.clone(), calls: Arc::clone(&calls) };
         let server = tonic::transport::Server::builder()
             .add_service(WorkerServer::new(service))
             .serve_with_incoming(TcpListenerStream::new(listener));
@@ -102,6 +105,7 @@ impl Scripted {
 struct Service {
     description: DescribeResponse,
     script: Script,
+    bundle: Vec<(String, Vec<u8>)>,
     watch: watch::Sender<WatchEvent>,
     calls: Arc<Mutex<Vec<DecodeRequest>>>,
 }
@@ -134,7 +138,7 @@ impl Worker for Service {
         &self,
         _: Request<GetBundleRequest>,
     ) -> Result<Response<Self::GetBundleStream>, Status> {
-        let chunks = bundle().into_iter().flat_map(|(file, data)| {
+        let chunks = self.bundle.clone().into_iter().flat_map(|(file, data)| {
             let chunks: Vec<Vec<u8>> = data.chunks(4096).map(<[u8]>::to_vec).collect();
             chunks.into_iter().enumerate().map(move |(index, data)| {
                 let file = if index == 0 { file.clone() } else { String::new() };

@@ -13,7 +13,7 @@ pub(crate) struct Transcript {
     text: Arc<TextModel>,
     output: OutputStream,
     /// The text as it would be without stop strings, for offsets; only where log probabilities are asked for.
-    offsets: Option<(OutputStream, usize)>,
+    offsets: Option<OutputStream>,
     held: VecDeque<Held>,
     /// Tokens taken and tokens let go of.
     taken: u32,
@@ -27,7 +27,7 @@ struct Held {
 
 impl Transcript {
     pub(crate) fn new(text: &Arc<TextModel>, stop: Vec<String>, logprobs: bool) -> Result<Self, TextError> {
-        let offsets = if logprobs { Some((OutputStream::new(text, Vec::new())?, 0)) } else { None };
+        let offsets = if logprobs { Some(OutputStream::new(text, Vec::new())?) } else { None };
         let output = OutputStream::new(text, stop)?;
         Ok(Self { text: Arc::clone(text), output, offsets, held: VecDeque::new(), taken: 0, sent: 0 })
     }
@@ -41,13 +41,12 @@ impl Transcript {
     /// still held is of the stop string alone.
     pub(crate) fn push(&mut self, token: Token, delta: &mut Delta) -> bool {
         let Token { id, logprob, top } = token;
-        let detail = self.offsets.as_mut().map(|(plain, characters)| {
-            let text_offset = *characters;
-            *characters += plain.push(id).text.chars().count();
+        let detail = self.offsets.as_mut().map(|plain| {
+            plain.push(id);
             TokenDetail {
                 token: named(&self.text, id, logprob),
                 top: top.iter().map(|&TopLogprob { id, logprob }| named(&self.text, id, logprob)).collect(),
-                text_offset,
+                text_offset: plain.token_begin(),
             }
         });
         self.held.push_back(Held { id, detail });

@@ -31,6 +31,9 @@ pub struct OutputStream {
     /// Bytes of text decoded so far, and of it sent.
     decoded: usize,
     sent: usize,
+    /// Characters of text decoded so far, and where the last token's own text begins among them.
+    characters: usize,
+    begin: usize,
     /// Tokens not yet counted: where each one's text begins, and how much must have been sent for it to be whole.
     pending: VecDeque<(usize, usize)>,
     stopped: bool,
@@ -46,6 +49,8 @@ impl OutputStream {
             stops: StopMatcher::new(stops)?,
             decoded: 0,
             sent: 0,
+            characters: 0,
+            begin: 0,
             pending: VecDeque::new(),
             stopped: false,
         })
@@ -58,10 +63,14 @@ impl OutputStream {
             return Piece { stopped: true, ..Piece::default() };
         }
         let mut text = String::new();
-        match self.model.vocabulary().text_bytes(id) {
-            Some(bytes) => self.utf8.push(bytes, &mut text),
-            None => self.utf8.flush(&mut text),
-        }
+        let earlier = if let Some(bytes) = self.model.vocabulary().text_bytes(id) {
+            self.utf8.push(bytes, &mut text)
+        } else {
+            self.utf8.flush(&mut text);
+            text.len()
+        };
+        self.begin = self.characters + text[..earlier].chars().count();
+        self.characters += text.chars().count();
         let begin = self.decoded;
         self.decoded += text.len();
         // A character that has begun will be one byte of text at least, and is sent whole.
@@ -77,6 +86,12 @@ impl OutputStream {
             .count();
         self.pending.drain(..tokens);
         Piece { text, tokens, stopped }
+    }
+
+    /// Characters of the text before what the last token pushed is part of, stop strings or not. A U+FFFD that only says that
+    /// an earlier token ended in half a character is before it.
+    pub fn token_begin(&self) -> usize {
+        self.begin
     }
 
     /// No more tokens will come: what was held back. All tokens not yet counted go with it.

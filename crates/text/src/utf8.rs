@@ -9,8 +9,12 @@ pub(crate) struct Utf8Decoder {
 }
 
 impl Utf8Decoder {
-    /// Appends to `out` what `bytes` completes.
-    pub(crate) fn push(&mut self, bytes: &[u8], out: &mut String) {
+    /// Appends to `out` what `bytes` completes. Gives how much of it is of earlier bytes alone: a character that had begun and
+    /// that `bytes` do not go on with.
+    pub(crate) fn push(&mut self, bytes: &[u8], out: &mut String) -> usize {
+        let before = out.len();
+        let mut earlier = 0;
+        let carried = self.begun.len();
         self.begun.extend_from_slice(bytes);
         let mut rest = self.begun.as_slice();
         loop {
@@ -18,7 +22,7 @@ impl Utf8Decoder {
                 Ok(text) => {
                     out.push_str(text);
                     self.begun.clear();
-                    return;
+                    return earlier;
                 }
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
@@ -29,10 +33,13 @@ impl Utf8Decoder {
                     let Some(invalid) = error.error_len().filter(|_| !half_surrogate) else {
                         let done = self.begun.len() - rest.len();
                         self.begun.drain(..done);
-                        return;
+                        return earlier;
                     };
                     out.push(char::REPLACEMENT_CHARACTER);
                     rest = &rest[invalid..];
+                    if self.begun.len() - rest.len() <= carried {
+                        earlier = out.len() - before;
+                    }
                 }
             }
         }

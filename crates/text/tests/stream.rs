@@ -300,3 +300,19 @@ fn every_character_survives_the_way_there_and_back() {
         assert!(texts(&mut stream, &ids).concat() + &stream.finish() == text);
     }
 }
+
+#[test]
+fn a_token_begins_after_what_an_earlier_one_left_broken() {
+    let ids = bytes(&[0xC3, b'A', 0xC3, 0xA9, 0xE4, 0xB8, b'B', 0xF0, 0x9F, 0xE4]);
+    let ids = [&ids[..], &[EOT], &bytes(b"C")].concat();
+    let mut stream = stream(&[]);
+    let begins: Vec<usize> = ids
+        .iter()
+        .map(|&id| {
+            stream.push(id);
+            stream.token_begin()
+        })
+        .collect();
+    // U+FFFD A é(two tokens) U+FFFD(two tokens) B U+FFFD(two tokens) U+FFFD, the control token, C
+    assert_eq!(begins, [0, 1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 7]);
+}

@@ -169,3 +169,18 @@ async fn models_are_listed_with_their_length_and_digest() {
     running.get("/v1/models/other").await.refusal(404);
     assert_eq!(running.get("/health").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_offset_after_a_broken_character_counts_what_stands_for_it() {
+    let model = text_model();
+    let id = |byte: u8| (0..256).find(|&id| model.token_text(id).1 == [byte]).unwrap();
+    let ids = [id(0xC3), id(b'A'), id(b'B')];
+    let worker = leader(move |_| Ok(all([Ok(tokens(0, &ids, 0)), Ok(finished(Reason::Length, 0))])));
+    let worker = worker.start().await;
+    let running = gateway(&[&worker.address]).await;
+    let answer =
+        running.post(COMPLETIONS, &json!({"model": "tiny", "prompt": "x", "logprobs": 0})).await.json();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["text"], "\u{FFFD}AB");
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1, 2]));
+}

@@ -1,9 +1,8 @@
 //! From a request as it came to one that can be run: the only place where a [`ValidatedGeneration`] is made.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
-use herd_text::{OutputStream, TextError, TextModel};
+use herd_text::{OutputStream, TextError};
 use tokio::time::Instant;
 
 use crate::fleet::Model;
@@ -82,7 +81,7 @@ pub(crate) fn validate(
     let prompts = inputs
         .into_iter()
         .map(|input| {
-            let tokens = tokenize(&model.text, input, &names, now)?;
+            let tokens = tokenize(&model, input, &names, now)?;
             let max_tokens = fit(tokens.len() as u64, max_tokens, &model, &names)?;
             Ok(ValidatedPrompt { tokens, max_tokens })
         })
@@ -100,12 +99,34 @@ fn in_range(field: &str, value: f32, low: f32, high: f32) -> Result<f32, Request
     Err(RequestError::invalid(field, format!("{field} must be between {low} and {high}, not {value}")))
 }
 
+/// Refuses text that cannot fit whatever its tokens are, without tokenizing it: that takes seconds a megabyte.
+fn bound_text(model: &Model, input: &Input, names: &FieldNames) -> Result<(), RequestError> {
+    let (field, bytes) = match input {
+        Input::Text(text) => (names.input, text.len()),
+        Input::Chat(messages) => {
+            (names.messages, messages.iter().map(|message| message.content.len()).sum::<usize>())
+        }
+        Input::Tokens(_) => return Ok(()),
+    };
+    let most = (model.context_length as usize).saturating_mul(model.text.longest_token());
+    if bytes <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "{field} has {bytes} bytes of text; model {:?} holds {} tokens, which are at most {most} bytes",
+        model.name, model.context_length
+    );
+    Err(RequestError::invalid(field, message))
+}
+
 fn tokenize(
-    text: &Arc<TextModel>,
+    model: &Model,
     input: Input,
     names: &FieldNames,
     now: SystemTime,
 ) -> Result<Vec<u32>, RequestError> {
+    let text = &model.text;
+    bound_text(model, &input, names)?;
     let tokens = match input {
         Input::Text(prompt) => text.encode(&prompt, true).map_err(|error| text_error(names, &error))?,
         Input::Chat(messages) => {

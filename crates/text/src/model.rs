@@ -89,6 +89,11 @@ impl TextModel {
         self.vocabulary.is_control(id)
     }
 
+    /// Bytes of the longest token: a text of more than `n` times as many has more than `n` tokens.
+    pub fn longest_token(&self) -> usize {
+        self.vocabulary.longest()
+    }
+
     /// Rows of the embedding: every id is below it.
     pub fn vocab_size(&self) -> usize {
         self.vocabulary.size()

@@ -35,6 +35,8 @@ pub(crate) struct Vocabulary {
     /// Where each id's bytes end in `bytes`; they begin where the last id's end.
     ends: Vec<u32>,
     kinds: Vec<Kind>,
+    /// Bytes of the longest token.
+    longest: usize,
     /// By text.
     control: HashMap<String, u32>,
 }
@@ -76,7 +78,9 @@ impl Vocabulary {
             return Err(TextError::VocabularySize { largest_id, vocab_size });
         }
 
-        let mut vocabulary = Self { bytes: Vec::new(), ends: Vec::new(), kinds: Vec::new(), control };
+        let longest = tokens.iter().map(|(_, bytes)| bytes.len()).max().unwrap_or(0);
+        let mut vocabulary =
+            Self { bytes: Vec::new(), ends: Vec::new(), kinds: Vec::new(), longest, control };
         for (kind, bytes) in tokens {
             vocabulary.bytes.extend_from_slice(&bytes);
             vocabulary.ends.push(vocabulary.bytes.len() as u32);
@@ -88,6 +92,10 @@ impl Vocabulary {
     /// Rows of the embedding: ids are below it.
     pub(crate) fn size(&self) -> usize {
         self.kinds.len()
+    }
+
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
     }
 
     /// The bytes that the token adds to an output; `None` for control tokens and ids without a token.

@@ -211,3 +211,17 @@ async fn a_model_without_a_gang_is_503_not_404_and_not_429() {
     assert!(message.contains("no gang is ready"), "{message}");
     assert!(!answer.headers.contains_key("retry-after"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_no_tokens_make_fit_is_refused_before_it_is_tokenized() {
+    let worker = leader(says("yes")).start().await;
+    let running = gateway(&[&worker.address]).await;
+    let digits = "7".repeat(200_000);
+    let (param, message) = refused(&running, COMPLETIONS, &json!({"prompt": digits})).await;
+    assert_eq!(param, "prompt");
+    assert!(message.contains("prompt has 200000 bytes of text"), "{message}");
+    let messages = json!({"messages": [{"role": "user", "content": digits}]});
+    let (param, message) = refused(&running, CHAT, &messages).await;
+    assert_eq!(param, "messages");
+    assert!(message.contains("messages has 200000 bytes of text"), "{message}");
+}

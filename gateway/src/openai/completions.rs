@@ -1,7 +1,7 @@
 //! `POST /v1/completions`.
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::answer::{About, Method, finish_reason};
@@ -99,7 +99,7 @@ struct Choice<'a> {
 struct Logprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<f32>,
-    top_logprobs: Vec<Map<String, Value>>,
+    top_logprobs: Vec<Top>,
     text_offset: Vec<usize>,
 }
 
@@ -114,14 +114,26 @@ impl Logprobs {
     }
 }
 
-/// The alternatives, and the token itself where it is not one of them: so up to one more than asked for.
-fn top(detail: &TokenDetail) -> Map<String, Value> {
-    let mut map = Map::new();
-    for token in detail.top.iter().chain([&detail.token]) {
-        // Of tokens with the same bytes the likeliest stays.
-        map.entry(name(token)).or_insert_with(|| Value::from(token.logprob));
+/// Log probabilities by name. Not a [`Value`], which would print an `f32` with the digits of an `f64`.
+struct Top(Vec<(String, f32)>);
+
+impl Serialize for Top {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, logprob)| (name, logprob)))
     }
-    map
+}
+
+/// The alternatives, and the token itself where it is not one of them: so up to one more than asked for.
+fn top(detail: &TokenDetail) -> Top {
+    let mut top: Vec<(String, f32)> = Vec::new();
+    for token in detail.top.iter().chain([&detail.token]) {
+        let name = name(token);
+        // Of tokens with the same bytes the likeliest stays.
+        if top.iter().all(|(other, _)| *other != name) {
+            top.push((name, token.logprob));
+        }
+    }
+    Top(top)
 }
 
 /// A token's text, or `bytes:\xe2\x80` where it is not text alone: then two tokens never share a name.

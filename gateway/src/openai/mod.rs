@@ -15,6 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -166,7 +167,10 @@ async fn list_models(State(door): State<Door>) -> Response<Body> {
     json(StatusCode::OK, &models::list(door.parts.fleet.models(), door.opened))
 }
 
-async fn one_model(State(door): State<Door>, Path(name): Path<String>) -> Response<Body> {
+async fn one_model(State(door): State<Door>, name: Result<Path<String>, PathRejection>) -> Response<Body> {
+    let Ok(Path(name)) = name else {
+        return error::response(&RequestError::invalid("model", "the model in the path is not UTF-8"));
+    };
     let models = door.parts.fleet.models();
     let served = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
     match models.into_iter().find(|model| model.name == name) {

@@ -68,6 +68,14 @@ pub(crate) struct Parsed {
 
 /// Fields nobody knows are named to the client, this many at most.
 const MAX_IGNORED: usize = 16;
+/// Characters of such a name that are repeated to the client, at most.
+const MAX_IGNORED_NAME: usize = 64;
+
+/// A name as a header can carry it: short, and of visible ASCII.
+fn cut(name: &str) -> String {
+    let visible = name.chars().map(|character| if character.is_ascii_graphic() { character } else { '?' });
+    visible.take(MAX_IGNORED_NAME).collect()
+}
 
 /// What differs between the two methods.
 pub(crate) struct Own {
@@ -123,7 +131,7 @@ pub(crate) fn parse(
         Some(other) => return Err(super::fields::wrong("stream_options", "an object", &other)),
     }
     fields.refuse(UNSERVED)?;
-    let ignored = fields.rest().take(MAX_IGNORED).map(str::to_owned).collect();
+    let ignored = fields.rest().take(MAX_IGNORED).map(cut).collect();
     let request = GenerationRequest { model, inputs, n, sampling, request_id, deadline, names };
     Ok(Parsed { request, delivery, ignored })
 }

@@ -184,3 +184,19 @@ async fn the_offset_after_a_broken_character_counts_what_stands_for_it() {
     assert_eq!(choice["text"], "\u{FFFD}AB");
     assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1, 2]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_probabilities_have_the_digits_of_an_f32_everywhere() {
+    use herd_proto::internal::v1::{DecodeEvent, Token, Tokens, TopLogprob, decode_event::Event};
+    let worker = leader(|_| {
+        let logprob = -2.815_276_9;
+        let token = Token { id: 40, logprob, top: vec![TopLogprob { id: 64, logprob }] };
+        let said = Event::Tokens(Tokens { position: 0, tokens: vec![token] });
+        Ok(all([Ok(DecodeEvent { event: Some(said) }), Ok(finished(Reason::Length, 0))]))
+    });
+    let worker = worker.start().await;
+    let running = gateway(&[&worker.address]).await;
+    let answer = running.post(COMPLETIONS, &json!({"model": "tiny", "prompt": "x", "logprobs": 1})).await;
+    let digits = answer.text().matches("-2.8152769").count();
+    assert_eq!(digits, 3, "{}", answer.text());
+}

@@ -225,3 +225,25 @@ async fn text_that_no_tokens_make_fit_is_refused_before_it_is_tokenized() {
     assert_eq!(param, "messages");
     assert!(message.contains("messages has 200000 bytes of text"), "{message}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_ignored_fields_are_cut_to_what_a_header_holds() {
+    let worker = leader(says("yes")).start().await;
+    let running = gateway(&[&worker.address]).await;
+    let mut body = json!({"model": "tiny", "prompt": "x"});
+    for (index, letter) in ["a", "é"].into_iter().cycle().take(30).enumerate() {
+        body[format!("{index}{}", letter.repeat(70_000))] = json!(1);
+    }
+    let answer = running.post(COMPLETIONS, &body).await;
+    assert_eq!(answer.status, 200);
+    let ignored = &answer.headers["x-herd-ignored-fields"];
+    assert!(ignored.contains("0aaa") && ignored.contains(", 1???"), "{ignored}");
+    assert!(ignored.len() <= 16 * 66, "{}", ignored.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_in_the_path_that_is_not_utf8_is_an_error_of_the_usual_form() {
+    let worker = leader(says("yes")).start().await;
+    let running = gateway(&[&worker.address]).await;
+    assert_eq!(running.get("/v1/models/%ff%fe").await.refusal(400).0, "model");
+}

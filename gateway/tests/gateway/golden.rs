@@ -228,3 +228,25 @@ async fn tiny_in_fbgemm_fp8() {
 async fn sharp_in_fbgemm_fp8() {
     CHECKS[3].run(2).await;
 }
+
+/// More than one step of prompt on real weights; the second step reads the first one's KV.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_of_two_steps_is_answered_alike_unified_and_apart() {
+    const TINY: &str = "tiny-llama31/tiny-llama31-bf16";
+    let unified = cpu(TINY, 1, &[Role::Unified]).await;
+    let apart = cpu(TINY, 2, &[Role::Prefill, Role::Decode]).await;
+    let prompt: Vec<u32> = (0..700).map(|index| (index * 37 + 11) % 1000).collect();
+    let body = json!({
+        "model": "tiny", "prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": true,
+        "logprobs": 1, "return_token_ids": true
+    });
+    let whole = unified.running.post("/v1/completions", &body).await;
+    assert_eq!(whole.status, 200, "{}", whole.text());
+    assert_eq!(whole.json()["usage"]["prompt_tokens"], 700);
+    let other = apart.running.post("/v1/completions", &body).await;
+    assert_eq!(other.status, 200, "{}", other.text());
+    let ids = |answer: &Value| answer["choices"][0]["token_ids"].clone();
+    assert_eq!(ids(&whole.json()).as_array().unwrap().len(), 24);
+    assert_eq!(ids(&whole.json()), ids(&other.json()));
+    assert!(apart.metric("herd_prefill_recomputed_tokens_total").await.abs() < 0.1);
+}

@@ -136,6 +136,8 @@ async fn a_client_that_leaves_while_queued_leaves_the_queue() {
     let second = send(address, "POST", COMPLETIONS, &[], &long()).await;
     fleet.load(0, |load| load.waiting == 1).await;
     drop(second);
+    let cancelled = "herd_gateway_requests_total{api=\"completions\",outcome=\"cancelled\"}";
+    soon(async { while fleet.running.metric(cancelled).await < 1.0 {} }).await;
     // The step loop takes note between steps.
     soon(control.pass()).await;
     fleet.load(0, |load| load.waiting == 0 && load.running == 1).await;

@@ -1,7 +1,6 @@
-//! A listener that holds at most so many connections; more wait in the kernel's queue.
+//! A listener that holds at most so many connections; more wait in the kernel's queue. Its connections can all be cut.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,6 +10,7 @@ use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// After an error such as too many open files.
@@ -19,27 +19,31 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Bounded {
     listener: TcpListener,
     slots: Arc<Semaphore>,
+    cut: CancellationToken,
 }
 
-/// A connection and its slot.
+/// A connection and its slot. Once cut, it fails.
 pub(crate) struct Connection {
     stream: TcpStream,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Bounded {
-    pub(crate) fn new(listener: TcpListener, limit: usize) -> Self {
-        Self { listener, slots: Arc::new(Semaphore::new(limit)) }
+    pub(crate) fn new(listener: TcpListener, limit: usize, cut: CancellationToken) -> Self {
+        Self { listener, slots: Arc::new(Semaphore::new(limit)), cut }
     }
 
-    async fn next(&mut self) -> (Connection, SocketAddr) {
+    /// The next connection. Nothing is lost if it is not awaited to the end.
+    pub(crate) async fn next(&mut self) -> Connection {
         let slot = Arc::clone(&self.slots).acquire_owned().await.ok();
         loop {
             match self.listener.accept().await {
-                Ok((stream, address)) => {
+                Ok((stream, _)) => {
                     // Tokens are small and must not wait for each other.
                     let _ = stream.set_nodelay(true);
-                    return (Connection { stream, _slot: slot }, address);
+                    let cut = Box::pin(self.cut.clone().cancelled_owned());
+                    return Connection { stream, cut, _slot: slot };
                 }
                 Err(error) => {
                     tracing::warn!(%error, "failed to accept a connection");
@@ -51,22 +55,9 @@ impl Bounded {
 
     pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
         futures::stream::unfold(self, |mut this| async move {
-            let (connection, _) = this.next().await;
+            let connection = this.next().await;
             Some((Ok(connection), this))
         })
-    }
-}
-
-impl axum::serve::Listener for Bounded {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        self.next().await
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
     }
 }
 
@@ -78,18 +69,30 @@ impl Connected for Connection {
     }
 }
 
+impl Connection {
+    /// Registers `cx` for the cut.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut at shutdown")),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -106,6 +109,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 

@@ -60,6 +60,11 @@ impl RequestError {
         Self::Invalid { field: field.into(), message: message.into() }
     }
 
+    /// What a gateway that ends says to requests it does not take or cannot wait for.
+    pub(crate) fn shutting_down() -> Self {
+        Self::Unavailable("the gateway is shutting down".to_owned())
+    }
+
     /// What routing said about `model`.
     pub(crate) fn refused(model: &str, refusal: Refusal) -> Self {
         let message = format!("model {model:?}: {refusal}");

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admission::Admission;
@@ -22,9 +23,10 @@ use crate::{Limits, RequestError, grpc, openai};
 /// The front door, for as long as it is held.
 pub struct Gateway {
     addresses: Addresses,
-    limits: Limits,
     closing: watch::Sender<bool>,
     doors: Vec<OwnedTask>,
+    parts: Arc<Parts>,
+    cut: CancellationToken,
     _fleet: Arc<Fleet>,
 }
 
@@ -59,6 +61,8 @@ pub(crate) struct Parts {
     pub(crate) limits: Limits,
     pub(crate) metrics: Arc<Metrics>,
     admission: Admission,
+    /// Cancelled when requests have had their time to end.
+    pub(crate) out_of_time: CancellationToken,
     /// Tokenizing is work for a core, not for the reactor: this many jobs run beside it.
     tokenizing: Arc<Semaphore>,
 }
@@ -89,16 +93,18 @@ impl Gateway {
             fleet: Arc::clone(&fleet),
             metrics: Arc::new(Metrics::new()?),
             admission: Admission::new(limits.concurrent_requests),
+            out_of_time: CancellationToken::new(),
             tokenizing: Arc::new(Semaphore::new(limits.tokenizing)),
-            limits: limits.clone(),
+            limits,
         });
+        let cut = CancellationToken::new();
         let closing = watch::Sender::new(false);
         let doors = vec![
-            grpc::open(grpc.listen()?, Arc::clone(&parts), closing.subscribe())?,
-            openai::open(http.listen()?, parts, closing.subscribe()),
+            grpc::open(grpc.listen()?, Arc::clone(&parts), closing.subscribe(), cut.clone())?,
+            openai::open(http.listen()?, Arc::clone(&parts), closing.subscribe(), cut.clone()),
         ];
         info!(http = %addresses.http, grpc = %addresses.grpc, "listening");
-        Ok(Self { addresses, limits, closing, doors, _fleet: fleet })
+        Ok(Self { addresses, closing, doors, parts, cut, _fleet: fleet })
     }
 
     /// Where it listens.
@@ -106,15 +112,25 @@ impl Gateway {
         self.addresses
     }
 
-    /// Takes no new connection, lets requests end for as long as [`Limits::drain`] says, then cuts them.
+    /// Takes nothing new, lets requests end for as long as [`Limits::drain`] says, and ends those that are left with an
+    /// error. Connections without a request are not waited for.
     pub async fn shutdown(self) {
-        self.closing.send_replace(true);
-        let ends = self.doors.into_iter().map(OwnedTask::join);
-        if timeout(self.limits.drain, futures::future::join_all(ends)).await.is_err() {
-            info!("cut requests that did not end in time");
+        let Self { addresses: _, closing, doors, parts, cut, _fleet } = self;
+        closing.send_replace(true);
+        if timeout(parts.limits.drain, parts.admission.drain()).await.is_err() {
+            info!("ended requests that did not end in time");
+            parts.out_of_time.cancel();
+        }
+        let mut ends = futures::future::join_all(doors.into_iter().map(OwnedTask::join));
+        if timeout(LAST_WORDS, &mut ends).await.is_err() {
+            cut.cancel();
+            let _ = timeout(LAST_WORDS, ends).await;
         }
     }
 }
+
+/// For answers that are complete to reach their clients, and for connections to close.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Parts {
     /// A place for a request, or a refusal at once.
@@ -136,9 +152,11 @@ impl Parts {
         now: SystemTime,
     ) -> Result<Submitted, RequestError> {
         let deadline = request.deadline;
-        let prepared = match timeout_at(deadline, self.prepare(request, now)).await {
-            Ok(prepared) => prepared,
-            Err(_) => Err(RequestError::Deadline),
+        let prepared = tokio::select! {
+            prepared = timeout_at(deadline, self.prepare(request, now)) => {
+                prepared.unwrap_or(Err(RequestError::Deadline))
+            }
+            () = self.out_of_time.cancelled() => Err(RequestError::shutting_down()),
         };
         let generation = prepared.inspect_err(|error| admitted.ended(Some(error)))?;
         let model = generation.model.clone();

@@ -45,7 +45,12 @@ pub(crate) fn start(parts: &Arc<Parts>, generation: ValidatedGeneration, admitte
             })
             .collect();
         let mut running: FuturesUnordered<_> = choices.iter().map(Choice::run).collect();
-        while let Some(result) = running.next().await {
+        loop {
+            let result = tokio::select! {
+                result = running.next() => result,
+                () = parts.out_of_time.cancelled() => Some(Err(RequestError::shutting_down())),
+            };
+            let Some(result) = result else { return };
             if let Err(error) = result {
                 drop(running);
                 // A client that reads nothing is not waited for.

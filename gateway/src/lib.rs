@@ -12,6 +12,7 @@ mod fleet;
 mod gateway;
 mod generation;
 mod grpc;
+mod http1;
 mod metrics;
 mod observe;
 mod openai;

@@ -14,6 +14,7 @@ use herd_text::Message;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::RequestError;
@@ -41,6 +42,7 @@ pub(crate) fn open(
     listener: TcpListener,
     parts: Arc<Parts>,
     mut closing: watch::Receiver<bool>,
+    cut: CancellationToken,
 ) -> Result<OwnedTask, GatewayError> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -64,7 +66,7 @@ pub(crate) fn open(
         health.set_serving::<InferenceServer<Service>>().await;
         let router =
             server.add_service(service).add_service(health_service).add_service(v1).add_service(v1alpha);
-        let incoming = Bounded::new(listener, limits.connections).into_stream();
+        let incoming = Bounded::new(listener, limits.connections, cut).into_stream();
         let shutdown = async move {
             let _ = closing.wait_for(|closing| *closing).await;
             health.set_not_serving::<InferenceServer<Service>>().await;

@@ -11,7 +11,7 @@ mod sse;
 mod usage;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
@@ -26,11 +26,13 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use self::answer::{About, Chunks, Method, Whole};
 use self::request::Parsed;
 use crate::connections::Bounded;
 use crate::gateway::{Parts, Submitted};
+use crate::http1;
 use crate::observe::{Admitted, Api};
 use crate::task::OwnedTask;
 use crate::{RequestError, request_id};
@@ -45,8 +47,13 @@ struct Door {
 }
 
 /// Serves on `listener` until `closing` says otherwise, then until the last request has ended.
-pub(crate) fn open(listener: TcpListener, parts: Arc<Parts>, closing: watch::Receiver<bool>) -> OwnedTask {
-    let connections = parts.limits.connections;
+pub(crate) fn open(
+    listener: TcpListener,
+    parts: Arc<Parts>,
+    closing: watch::Receiver<bool>,
+    cut: CancellationToken,
+) -> OwnedTask {
+    let listener = Bounded::new(listener, parts.limits.connections, cut);
     let door = Door { parts, closing: closing.clone(), opened: unix_now() };
     let router = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
@@ -58,17 +65,7 @@ pub(crate) fn open(listener: TcpListener, parts: Arc<Parts>, closing: watch::Rec
         .fallback(async || not_found())
         .method_not_allowed_fallback(async || wrong_method())
         .with_state(door);
-    OwnedTask::spawn(async move {
-        let mut closing = closing;
-        let shutdown = async move {
-            let _ = closing.wait_for(|closing| *closing).await;
-        };
-        let server =
-            axum::serve(Bounded::new(listener, connections), router).with_graceful_shutdown(shutdown);
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the HTTP door ended");
-        }
-    })
+    OwnedTask::spawn(http1::serve(listener, router, closing))
 }
 
 async fn chat_completions(State(door): State<Door>, request: Request<Body>) -> Response<Body> {
@@ -105,7 +102,7 @@ async fn answer<M: Method>(
     let parts = &door.parts;
     let mut admitted = parts.admit(api)?;
     let deadline = Instant::now() + parts.limits.request_deadline;
-    let parsed = async { read(&collect(parts, body).await?, request_id.to_owned(), deadline) };
+    let parsed = async { read(&collect(door, body).await?, request_id.to_owned(), deadline) };
     let parsed = parsed.await.inspect_err(|error| admitted.ended(Some(error)))?;
     let ignored = parsed.ignored.join(", ");
     let mut response = run::<M>(parts, parsed, admitted).await?;
@@ -117,11 +114,23 @@ async fn answer<M: Method>(
     Ok(response)
 }
 
+/// For a body to arrive once the gateway drains.
+const BODY_ONCE_CLOSING: Duration = Duration::from_secs(1);
+
 /// The whole body, within its bounds of size and time.
-async fn collect(parts: &Parts, body: Body) -> Result<Bytes, RequestError> {
-    let limit = parts.limits.body_bytes;
-    let patience = parts.limits.body_timeout;
-    match timeout(patience, Limited::new(body, limit).collect()).await {
+async fn collect(door: &Door, body: Body) -> Result<Bytes, RequestError> {
+    let limit = door.parts.limits.body_bytes;
+    let patience = door.parts.limits.body_timeout;
+    let mut closing = door.closing.clone();
+    let closed = async {
+        let _ = closing.wait_for(|closing| *closing).await;
+        tokio::time::sleep(BODY_ONCE_CLOSING).await;
+    };
+    let collected = tokio::select! {
+        collected = timeout(patience, Limited::new(body, limit).collect()) => collected,
+        () = closed => return Err(RequestError::shutting_down()),
+    };
+    match collected {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
             Err(RequestError::TooLarge { limit })

@@ -184,3 +184,55 @@ async fn a_bundle_that_cannot_be_used_ends_the_start_at_once_with_its_reason() {
         assert!(error.contains(reason) && error.contains(&worker.address), "{error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutting_down_does_not_wait_for_connections_without_a_request() {
+    let limits =
+        Limits { drain: Duration::from_hours(1), body_timeout: Duration::from_hours(1), ..Limits::default() };
+    let (_streams, _worker, running) = in_hand(limits).await;
+    let addresses = running.gateway.addresses();
+    let half_body = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{";
+    let mut open = Vec::new();
+    for (address, bytes) in [
+        (addresses.http, ""),
+        (addresses.http, "GET /hea"),
+        (addresses.http, half_body),
+        (addresses.grpc, ""),
+        (addresses.grpc, "PRI * HT"),
+        (addresses.grpc, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    ] {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        connection.write_all(bytes.as_bytes()).await.unwrap();
+        open.push(connection);
+    }
+    // Connections are taken in turn, so once these are answered those are in.
+    running.grpc().await.list_models(herd_proto::v1::ListModelsRequest {}).await.unwrap();
+    soon(async { while running.metric("herd_gateway_requests_in_flight").await < 1.0 {} }).await;
+    soon(running.gateway.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_at_the_end_of_the_drain_is_unavailable() {
+    let limits = Limits { drain: Duration::from_millis(20), ..Limits::default() };
+    let (mut streams, _worker, running) = in_hand(limits).await;
+    let address = running.gateway.addresses().http;
+    let whole = send(address, "POST", COMPLETIONS, &[], &body(false, 1)).await;
+    let held = soon(streams.recv()).await.unwrap();
+    let streamed = send(address, "POST", COMPLETIONS, &[], &body(true, 1)).await;
+    let stream = soon(streams.recv()).await.unwrap();
+    stream.send(Ok(tokens(0, &[40], 0))).await.unwrap();
+    let mut streamed = head(streamed).await;
+    assert!(!streamed.chunk().await.is_empty());
+    let mut client = running.grpc().await;
+    let call = tokio::spawn(async move { client.generate(text("x")).await.map(|_| ()) });
+    let called = soon(streams.recv()).await.unwrap();
+    let shutdown = tokio::spawn(running.gateway.shutdown());
+    head(whole).await.rest().await.refusal(503);
+    let last = streamed.rest().await.events().pop().unwrap();
+    assert!(last.contains("service_unavailable_error"), "{last}");
+    assert_eq!(soon(call).await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
+    soon(shutdown).await.unwrap();
+    for stream in [held, stream, called] {
+        soon(stream.closed()).await;
+    }
+}

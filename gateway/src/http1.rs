@@ -1,0 +1,64 @@
+//! HTTP/1.1 connections: each is a task that owns its requests' handlers, so that ending it ends them.
+
+use std::pin::pin;
+
+use axum::Router;
+use hyper::server::conn::http1::Builder;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::connections::{Bounded, Connection};
+
+/// Serves until `closing` says otherwise, then until the last connection has ended.
+pub(crate) async fn serve(
+    mut listener: Bounded,
+    router: Router,
+    mut closing: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = closed(&mut closing) => break,
+            Some(_) = connections.join_next() => {}
+            connection = listener.next() => {
+                connections.spawn(connected(connection, router.clone(), closing.clone()));
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+
+async fn connected(
+    connection: Connection,
+    router: Router,
+    mut closing: watch::Receiver<bool>,
+) {
+    let builder = Builder::new();
+    let mut served =
+        pin!(builder.serve_connection(TokioIo::new(connection), TowerToHyperService::new(router)));
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            // An answer that is there is sent before the peer's end is looked at.
+            biased;
+            ended = served.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::trace!(%error, "a connection ended");
+                }
+                return;
+            }
+            () = closed(&mut closing), if !draining => {
+                draining = true;
+                served.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}

@@ -1,13 +1,14 @@
 //! A listener that holds at most so many connections; more wait in the kernel's queue. Its connections can all be cut.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -58,6 +59,29 @@ impl Bounded {
             let connection = this.next().await;
             Some((Ok(connection), this))
         })
+    }
+}
+
+/// Sees a connection's peer close it, also while nobody reads what came before: its own view of the socket.
+pub(crate) struct PeerWatch(TcpStream);
+
+impl PeerWatch {
+    /// Fails if no descriptor is left.
+    pub(crate) fn new(connection: &Connection) -> io::Result<Self> {
+        let socket = connection.stream.as_fd().try_clone_to_owned()?;
+        TcpStream::from_std(std::net::TcpStream::from(socket)).map(Self)
+    }
+
+    /// Waits until the peer sends nothing any more, or the connection is lost.
+    pub(crate) async fn closed(&self) {
+        // Readiness rises anew with everything that arrives; what there is to read is not ours.
+        while let Ok(ready) = self.0.ready(Interest::READABLE).await {
+            if ready.is_read_closed() {
+                return;
+            }
+            let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.0.try_io(Interest::READABLE, nothing);
+        }
     }
 }
 

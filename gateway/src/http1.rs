@@ -9,7 +9,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::connections::{Bounded, Connection};
+use crate::connections::{Bounded, Connection, PeerWatch};
 
 /// Serves until `closing` says otherwise, then until the last connection has ended.
 pub(crate) async fn serve(
@@ -41,6 +41,10 @@ async fn connected(
     router: Router,
     mut closing: watch::Receiver<bool>,
 ) {
+    let peer = match PeerWatch::new(&connection) {
+        Ok(peer) => peer,
+        Err(error) => return tracing::debug!(%error, "refused a connection"),
+    };
     let builder = Builder::new();
     let mut served =
         pin!(builder.serve_connection(TokioIo::new(connection), TowerToHyperService::new(router)));
@@ -55,6 +59,8 @@ async fn connected(
                 }
                 return;
             }
+            // hyper does not read on while a request is in work, so behind one more byte it would not see this.
+            () = peer.closed() => return,
             () = closed(&mut closing), if !draining => {
                 draining = true;
                 served.as_mut().graceful_shutdown();

@@ -236,3 +236,21 @@ async fn what_runs_at_the_end_of_the_drain_is_unavailable() {
         soon(stream.closed()).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sent_more_than_its_request_and_leaves_ends_the_work() {
+    for more in ["\r\n", "GET /health HTTP/1.1\r\nhost: x\r\n\r\n"] {
+        let (mut streams, _worker, running) = in_hand(Limits::default()).await;
+        let address = running.gateway.addresses().http;
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        let body = String::from_utf8(body(false, 1)).unwrap();
+        let request = format!(
+            "POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}{more}",
+            body.len()
+        );
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let stream = soon(streams.recv()).await.unwrap();
+        drop(connection);
+        soon(stream.closed()).await;
+    }
+}

@@ -14,13 +14,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// After an error such as too many open files.
-const PAUSE: Duration = Duration::from_millis(100);
+/// After an error such as too many open files; doubled with each in a row, which also keeps the log short.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Bounded {
     listener: TcpListener,
     slots: Arc<Semaphore>,
     cut: CancellationToken,
+    /// Failures to accept in a row.
+    failures: u32,
 }
 
 /// A connection and its slot. Once cut, it fails.
@@ -30,9 +33,14 @@ pub(crate) struct Connection {
     _slot: Option<OwnedSemaphorePermit>,
 }
 
+/// How long to wait after so many failures in a row.
+fn pause(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.min(16)).min(LAST_PAUSE)
+}
+
 impl Bounded {
     pub(crate) fn new(listener: TcpListener, limit: usize, cut: CancellationToken) -> Self {
-        Self { listener, slots: Arc::new(Semaphore::new(limit)), cut }
+        Self { listener, slots: Arc::new(Semaphore::new(limit)), cut, failures: 0 }
     }
 
     /// The next connection. Nothing is lost if it is not awaited to the end.
@@ -41,14 +49,17 @@ impl Bounded {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
+                    self.failures = 0;
                     // Tokens are small and must not wait for each other.
                     let _ = stream.set_nodelay(true);
                     let cut = Box::pin(self.cut.clone().cancelled_owned());
                     return Connection { stream, cut, _slot: slot };
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "failed to accept a connection");
-                    tokio::time::sleep(PAUSE).await;
+                    let pause = pause(self.failures);
+                    self.failures = self.failures.saturating_add(1);
+                    tracing::warn!(%error, ?pause, "failed to accept a connection");
+                    tokio::time::sleep(pause).await;
                 }
             }
         }
@@ -139,5 +150,17 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_to_accept_are_tried_again_more_and_more_slowly() {
+        assert_eq!(pause(0), FIRST_PAUSE);
+        assert_eq!(pause(3), 8 * FIRST_PAUSE);
+        assert_eq!(pause(u32::MAX), LAST_PAUSE);
     }
 }

@@ -1,20 +1,23 @@
 //! HTTP/1.1 connections: each is a task that owns its requests' handlers, so that ending it ends them.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1::Builder;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::connections::{Bounded, Connection, PeerWatch};
 
-/// Serves until `closing` says otherwise, then until the last connection has ended.
+/// Serves until `closing` says otherwise, then until the last connection has ended. A connection on which a request's head
+/// is awaited for `header_timeout` is closed.
 pub(crate) async fn serve(
     mut listener: Bounded,
     router: Router,
+    header_timeout: Duration,
     mut closing: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
@@ -24,7 +27,7 @@ pub(crate) async fn serve(
             () = closed(&mut closing) => break,
             Some(_) = connections.join_next() => {}
             connection = listener.next() => {
-                connections.spawn(connected(connection, router.clone(), closing.clone()));
+                connections.spawn(connected(connection, router.clone(), header_timeout, closing.clone()));
             }
         }
     }
@@ -39,13 +42,15 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 async fn connected(
     connection: Connection,
     router: Router,
+    header_timeout: Duration,
     mut closing: watch::Receiver<bool>,
 ) {
     let peer = match PeerWatch::new(&connection) {
         Ok(peer) => peer,
         Err(error) => return tracing::debug!(%error, "refused a connection"),
     };
-    let builder = Builder::new();
+    let mut builder = Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
     let mut served =
         pin!(builder.serve_connection(TokioIo::new(connection), TowerToHyperService::new(router)));
     let mut draining = false;

@@ -40,6 +40,9 @@ pub struct Limits {
     pub body_bytes: usize,
     /// For the body of a request to arrive.
     pub body_timeout: Duration,
+    /// For the head of an HTTP request to arrive, from when its connection could have sent it: so idle connections are closed
+    /// after this long too.
+    pub header_timeout: Duration,
     /// Longest time a request may take; a shorter `grpc-timeout` counts.
     pub request_deadline: Duration,
     /// Longest time a client may leave the answer unread once buffers are full.
@@ -65,6 +68,7 @@ impl Default for Limits {
             connections: 4096,
             body_bytes: 4 << 20,
             body_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(30),
             request_deadline: Duration::from_mins(15),
             slow_client: Duration::from_mins(1),
             choices: 128,

@@ -54,6 +54,7 @@ pub(crate) fn open(
     cut: CancellationToken,
 ) -> OwnedTask {
     let listener = Bounded::new(listener, parts.limits.connections, cut);
+    let header_timeout = parts.limits.header_timeout;
     let door = Door { parts, closing: closing.clone(), opened: unix_now() };
     let router = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
@@ -65,7 +66,7 @@ pub(crate) fn open(
         .fallback(async || not_found())
         .method_not_allowed_fallback(async || wrong_method())
         .with_state(door);
-    OwnedTask::spawn(http1::serve(listener, router, closing))
+    OwnedTask::spawn(http1::serve(listener, router, header_timeout, closing))
 }
 
 async fn chat_completions(State(door): State<Door>, request: Request<Body>) -> Response<Body> {

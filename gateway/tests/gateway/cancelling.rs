@@ -254,3 +254,19 @@ async fn a_client_that_sent_more_than_its_request_and_leaves_ends_the_work() {
         soon(stream.closed()).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_and_half_a_header_are_closed() {
+    let limits = Limits { header_timeout: Duration::from_millis(20), ..Limits::default() };
+    let (_streams, _worker, running) = in_hand(limits).await;
+    let address = running.gateway.addresses().http;
+    let idle_after_a_request = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    for bytes in ["", "GET /hea", idle_after_a_request] {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        connection.write_all(bytes.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        soon(connection.read_to_end(&mut answer)).await.unwrap();
+        assert_eq!(answer.starts_with(b"HTTP/1.1 200"), bytes == idle_after_a_request);
+    }
+    assert_eq!(post(address, "/health", &[], b"").await.status, 405, "and new ones are taken");
+}

@@ -1,0 +1,289 @@
+//! LlamaDeployment: one served model.
+
+#![expect(unreachable_pub, reason = "KubeSchema makes a copy of each struct inside of a function")]
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Role;
+
+/// One served model: where it comes from, how a copy of it is split, and how many copies there are.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "herd.dev",
+    version = "v1alpha1",
+    kind = "LlamaDeployment",
+    doc = "One served model: `kubectl apply` it, and the operator makes the fleet that serves it.",
+    plural = "llamadeployments",
+    shortname = "lld",
+    category = "herd",
+    namespaced,
+    status = "LlamaDeploymentStatus",
+    derive = "PartialEq",
+    validation = Rule::new("size(self.metadata.name) <= 40")
+        .message("metadata.name must be at most 40 characters: the names of pods are made of it"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Gangs", type_ = "string", json_path = ".status.gangs"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Since", type_ = "date", json_path = ".status.conditions[?(@.type==\"Ready\")].lastTransitionTime"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Model", type_ = "string", json_path = ".spec.model.source", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1)
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.unified) ? !has(self.prefill) && !has(self.decode) : has(self.prefill) && has(self.decode)")
+    .message("give either prefill and decode, or unified")
+    .reason(Reason::FieldValueInvalid))]
+pub struct LlamaDeploymentSpec {
+    /// What is served.
+    pub model: Model,
+    /// How a copy of the model is split over ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallelism: Option<Parallelism>,
+    /// What the ranks compute on; a GPU each unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<Accelerator>,
+    /// What the autoscaler will aim at. Nothing reads it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo: Option<Slo>,
+    /// Gangs that compute prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<PoolTemplate>,
+    /// Gangs that generate from what prefill gangs computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode: Option<PoolTemplate>,
+    /// Gangs that do both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unified: Option<PoolTemplate>,
+    /// Pods of the gangs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerTemplate>,
+}
+
+/// What is served.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Model {
+    /// hf://ORG/NAME, oci://REGISTRY/NAME:TAG (an image with the checkpoint at its root), pvc://CLAIM[/FOLDER] or s3://BUCKET/KEY.
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = Rule::new("self.matches('^(hf|oci|pvc|s3)://[^/]')")
+        .message("model.source must be hf://ORG/NAME, oci://IMAGE, pvc://CLAIM[/FOLDER] or s3://BUCKET/KEY")
+        .reason(Reason::FieldValueInvalid))]
+    pub source: String,
+    /// Names that clients ask for; metadata.name unless given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 128), regex(pattern = r"^\S+$")))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub served_names: Vec<String>,
+    /// Tokens of prompt and completion together; the model's unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub context_length: Option<i32>,
+    /// Of activations and KV cache on the CPU; bf16 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
+}
+
+/// Of activations and KV cache.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// The reference.
+    F32,
+    /// The default.
+    Bf16,
+}
+
+/// How a copy of the model is split.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Parallelism {
+    /// Ranks that share each layer; 1 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 128))]
+    pub tensor: Option<i32>,
+    /// Stages of consecutive layers; 1 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 128))]
+    pub pipeline: Option<i32>,
+    /// Ranks in a pod; all of a stage unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 128))]
+    pub ranks_per_pod: Option<i32>,
+}
+
+/// What the ranks compute on.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accelerator {
+    /// GPU unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AcceleratorKind>,
+}
+
+/// Kind of accelerator.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceleratorKind {
+    /// One a rank.
+    GPU,
+    /// Threads of the pod.
+    CPU,
+}
+
+/// Service-level objectives.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Slo {
+    /// From request to first token: "2s", "500ms".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(ms|s|m)$"))]
+    pub time_to_first_token: Option<String>,
+    /// Between tokens: "50ms".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(ms|s|m)$"))]
+    pub inter_token_latency: Option<String>,
+}
+
+/// Gangs of one role.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.maxReplicas) || (has(self.minReplicas) ? self.minReplicas : 1) <= self.maxReplicas")
+    .message("minReplicas must be at most maxReplicas")
+    .reason(Reason::FieldValueInvalid))]
+pub struct PoolTemplate {
+    /// Gangs at least, and to begin with; 1 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub min_replicas: Option<i32>,
+    /// Gangs at most; minReplicas unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_replicas: Option<i32>,
+    /// Where this role's differs from the deployment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallelism: Option<Parallelism>,
+}
+
+/// Pods of the gangs: named fields, no pod template.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerTemplate {
+    /// Image of the worker; the operator's unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+    /// More environment, or other values for what the operator sets: `HERD_KV_MEMORY`, `RUST_LOG`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub env: Vec<EnvVar>,
+    /// Requests and limits of a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Labels of nodes that may run the pods.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that the pods bear.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
+    /// Scheduling priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub priority_class_name: Option<String>,
+    /// Seconds that running requests have to end once a gang must go; 600 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 86400))]
+    pub termination_grace_period_seconds: Option<i64>,
+}
+
+/// One variable.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct EnvVar {
+    /// Its name.
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub name: String,
+    /// Its value.
+    #[schemars(length(max = 4096))]
+    pub value: String,
+}
+
+/// Requests and limits, as of a container.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// What a node must have free.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests: BTreeMap<String, IntOrString>,
+    /// What the pod may use.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, IntOrString>,
+}
+
+/// What became of it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct LlamaDeploymentStatus {
+    /// Generation of the spec that all of this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Progressing, Degraded, Scheduled, ModelAvailable.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Ready gangs of those wanted, by role: "prefill 1/1, decode 2/2".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gangs: Option<String>,
+    /// The model, once a gang has loaded it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelStatus>,
+    /// Revisions that run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["role".into()]))]
+    pub revisions: Vec<Revisions>,
+    /// Gangs by role.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["role".into()]))]
+    pub pools: Vec<PoolStatus>,
+}
+
+/// What a gang says of the model.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelStatus {
+    /// The same for every source of the same files.
+    pub digest: String,
+    /// Tokens of prompt and completion together.
+    pub context_length: i32,
+    /// Tokens whose keys and values a gang of the smallest pool holds.
+    pub kv_tokens_per_gang: i64,
+}
+
+/// Revisions of one role.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Revisions {
+    /// Whose.
+    pub role: Role,
+    /// The one that serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<String>,
+    /// The one that the spec asks for.
+    pub target: String,
+}
+
+/// Gangs of one role.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// Whose.
+    pub role: Role,
+    /// Gangs wanted.
+    pub desired: i32,
+    /// Gangs that can take requests.
+    pub ready: i32,
+    /// Gangs that end what they run, and then go.
+    pub draining: i32,
+}

@@ -1,0 +1,33 @@
+//! Names of objects. They refer to each other, so they are made here and nowhere else.
+
+use crate::Role;
+
+/// LlamaPool of a role.
+pub fn pool(deployment: &str, role: Role) -> String {
+    format!("{deployment}-{role}")
+}
+
+/// `ControllerRevision` that gangs of a revision are made from.
+pub fn revision(deployment: &str, revision: &str) -> String {
+    format!("{deployment}-{revision}")
+}
+
+/// Headless Service of every rank, ready or not.
+pub fn ranks_service(deployment: &str) -> String {
+    format!("{deployment}-ranks")
+}
+
+/// Headless Service of the leaders that are ready.
+pub fn leaders_service(deployment: &str) -> String {
+    format!("{deployment}-leaders")
+}
+
+/// `PodDisruptionBudget` of a role.
+pub fn disruption_budget(deployment: &str, role: Role) -> String {
+    pool(deployment, role)
+}
+
+/// Pod that holds a gang's ranks from `first_rank` on.
+pub fn pod(deployment: &str, gang: &str, first_rank: usize) -> String {
+    format!("{deployment}-{gang}-{first_rank}")
+}

@@ -1,0 +1,1 @@
+//! Pure: what a LlamaDeployment should become, and what has become of it.

@@ -1,0 +1,1 @@
+//! Drives a cluster as a user would.

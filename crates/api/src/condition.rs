@@ -50,6 +50,8 @@ pub mod reason {
     pub const ACCELERATOR_NOT_SUPPORTED: &str = "AcceleratorNotSupported";
     /// An older LlamaDeployment has this served name.
     pub const SERVED_NAME_TAKEN: &str = "ServedNameTaken";
+    /// Neither prefill and decode nor unified, or bounds that contradict each other.
+    pub const POOLS_INVALID: &str = "PoolsInvalid";
     /// A variable that the operator sets from other fields.
     pub const ENV_NOT_ALLOWED: &str = "EnvNotAllowed";
     /// The worker ended, and said nothing that could be quoted.

@@ -1,1 +1,13 @@
-//! Pure: what a LlamaDeployment should become, and what has become of it.
+//! Pure: what a LlamaDeployment should become, and what has become of it. No client, no clock, no randomness: what is
+//! observed, the time and fresh ids come in as arguments.
+//!
+//! `observe -> validate -> plan -> build -> apply -> status`: all but observe and apply are here.
+
+pub mod build;
+pub mod gang;
+pub mod plan;
+pub mod revision;
+pub mod status;
+mod validate;
+
+pub use validate::{Claims, GangSpec, Refusal, ValidatedDeployment, ValidatedPool, validate};

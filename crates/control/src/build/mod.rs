@@ -1,0 +1,32 @@
+//! Kubernetes objects from plans. Objects for server-side apply say only what the operator owns.
+
+mod policy;
+mod pod;
+mod pool;
+mod revision;
+mod services;
+
+pub use pod::{PodInput, pod};
+pub use policy::disruption_budget;
+pub use pool::{new_pool, pool};
+pub use revision::revision;
+pub use services::{leaders_service, ranks_service};
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+fn metadata(
+    namespace: &str,
+    name: String,
+    owner: &OwnerReference,
+    labels: BTreeMap<String, String>,
+) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(namespace.to_owned()),
+        labels: Some(labels),
+        owner_references: Some(vec![owner.clone()]),
+        ..ObjectMeta::default()
+    }
+}

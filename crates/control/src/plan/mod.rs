@@ -1,0 +1,7 @@
+//! What to do next, from what is wanted and what is observed. Nothing remembers a step: the next one follows from what is.
+
+mod deployment;
+mod pool;
+
+pub use deployment::{DeploymentPlan, ObservedDeployment, PlannedPool, PlannedRevision, plan_deployment};
+pub use pool::{Deletion, PoolPlan, plan_pool};

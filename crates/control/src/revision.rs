@@ -1,0 +1,137 @@
+//! Revisions: what gangs are made from, kept as it was when it was first asked for.
+
+use std::fmt::Write as _;
+
+use herd_api::{Dtype, EnvVar, ModelSource, Resources};
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::Toleration;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::GangSpec;
+
+/// Hex digits of a revision: 40 bits, among the handful that a LlamaDeployment has at a time.
+const HASH_DIGITS: usize = 10;
+
+/// What the operator fills in where a user gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Defaults {
+    /// Image of workers.
+    pub worker_image: String,
+}
+
+/// All that a gang's pods are built from. Stored in a `ControllerRevision` when the revision is first seen, so that another
+/// operator with other defaults makes the same gangs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GangTemplate {
+    /// What the user wrote.
+    pub spec: GangSpec,
+    /// The worker's image, the default filled in.
+    pub image: String,
+}
+
+/// Why a stored revision cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RevisionError {
+    /// Somebody else's, or damaged.
+    #[error("failed to read the data of ControllerRevision {name}: {source}")]
+    Data {
+        /// The object.
+        name: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// A name for these fields: equal fields, equal name, whatever operator looks.
+pub fn hash(spec: &GangSpec) -> String {
+    let mut text = String::new();
+    canonical(spec, &mut text);
+    let mut hash = format!("{:x}", Sha256::digest(text));
+    hash.truncate(HASH_DIGITS);
+    hash
+}
+
+/// Writes every field that is set, in a fixed order. A new field is written only where it is set.
+fn canonical(spec: &GangSpec, out: &mut String) {
+    let GangSpec {
+        source,
+        tensor,
+        dtype,
+        context_length,
+        image,
+        env,
+        resources,
+        node_selector,
+        tolerations,
+        priority_class_name,
+        termination_grace_period_seconds,
+    } = spec;
+    let mut field = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            // Lengths keep one value from looking like two fields. Writing to a string cannot fail.
+            let _ = writeln!(out, "{name} {} {value}", value.len());
+        }
+    };
+    field("source", Some(source.clone()));
+    field("tensor", Some(tensor.to_string()));
+    field("dtype", dtype.map(|dtype| dtype_word(dtype).to_owned()));
+    field("contextLength", context_length.map(|length| length.to_string()));
+    field("image", image.clone());
+    for EnvVar { name, value } in env {
+        field("env", Some(format!("{name}={value}")));
+    }
+    if let Some(Resources { requests, limits }) = resources {
+        for (kind, list) in [("request", requests), ("limit", limits)] {
+            for (name, quantity) in list {
+                field(kind, Some(format!("{name}={}", quantity_text(quantity))));
+            }
+        }
+    }
+    for (name, value) in node_selector {
+        field("nodeSelector", Some(format!("{name}={value}")));
+    }
+    for Toleration { effect, key, operator, toleration_seconds, value } in tolerations {
+        field("toleration", Some(format!("{effect:?} {key:?} {operator:?} {toleration_seconds:?} {value:?}")));
+    }
+    field("priorityClassName", priority_class_name.clone());
+    field("terminationGracePeriodSeconds", Some(termination_grace_period_seconds.to_string()));
+}
+
+/// As the worker's flag has it.
+pub(crate) fn dtype_word(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+    }
+}
+
+pub(crate) fn quantity_text(
+    quantity: &k8s_openapi::apimachinery::pkg::util::intstr::IntOrString,
+) -> String {
+    use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::{Int, String};
+    match quantity {
+        Int(number) => number.to_string(),
+        String(text) => text.clone(),
+    }
+}
+
+impl GangTemplate {
+    /// With the defaults of today.
+    pub fn new(spec: &GangSpec, defaults: &Defaults) -> Self {
+        let image = spec.image.clone().unwrap_or_else(|| defaults.worker_image.clone());
+        Self { spec: spec.clone(), image }
+    }
+
+    /// As it was stored.
+    pub fn read(stored: &ControllerRevision) -> Result<Self, RevisionError> {
+        let name = || stored.metadata.name.clone().unwrap_or_default();
+        serde_json::from_value(stored.data.0.clone()).map_err(|source| RevisionError::Data { name: name(), source })
+    }
+
+    /// Where its weights are.
+    pub fn source(&self) -> Result<ModelSource, herd_api::SourceError> {
+        self.spec.source.parse()
+    }
+}

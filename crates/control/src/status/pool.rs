@@ -1,0 +1,143 @@
+//! Of a LlamaPool, from its gangs.
+
+use std::cmp::Ordering;
+
+use herd_api::condition::{self, State, reason};
+use herd_api::{GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, labels};
+use k8s_openapi::jiff::Timestamp;
+
+use super::gangs as count_of;
+use crate::gang::{Gang, Trouble, TroubleKind};
+
+/// Gangs listed in a status.
+const MAX_LISTED: usize = 256;
+
+/// What a pool's status is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolView<'a> {
+    /// As it was read.
+    pub pool: &'a LlamaPool,
+    /// Its gangs now.
+    pub gangs: &'a [Gang],
+    /// For transition times.
+    pub now: Timestamp,
+}
+
+/// The status of a pool.
+pub fn pool_status(view: PoolView<'_>) -> LlamaPoolStatus {
+    let PoolView { pool, gangs, now } = view;
+    let LlamaPoolSpec { deployment_ref, role, replicas, min_replicas, max_replicas, targets } = &pool.spec;
+    let desired: i32 = targets.iter().map(|target| target.replicas).sum();
+    let of_phase = |phase: GangPhase| gangs.iter().filter(|gang| gang.phase == phase).count() as i32;
+    let (ready, draining) = (of_phase(GangPhase::Ready), of_phase(GangPhase::Draining));
+    let worst = worst_trouble(gangs);
+    let states = [
+        is_ready(desired, ready, worst),
+        scheduled(gangs),
+        model_available(ready, worst),
+        degraded(worst),
+        scaling_limited(*replicas, *min_replicas, *max_replicas),
+    ];
+    let before = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    LlamaPoolStatus {
+        observed_generation: pool.metadata.generation,
+        replicas: gangs.len() as i32 - draining,
+        ready_replicas: ready,
+        draining_replicas: draining,
+        selector: labels::leader_selector(&deployment_ref.name, *role),
+        conditions: condition::merge(before, &states, pool.metadata.generation, now),
+        gangs: gangs.iter().take(MAX_LISTED).map(listed).collect(),
+    }
+}
+
+fn listed(gang: &Gang) -> GangStatus {
+    let Gang { id, revision, pods: _, phase, created: _, restarts, trouble, address: _ } = gang;
+    GangStatus {
+        id: id.clone(),
+        revision: revision.clone(),
+        phase: *phase,
+        restarts: *restarts,
+        message: trouble.as_ref().map(|trouble| trouble.message.clone()),
+    }
+}
+
+/// What a person should hear of first: what a worker said of itself, then what waiting will not mend.
+fn worst_trouble(gangs: &[Gang]) -> Option<&Trouble> {
+    let rank = |kind: TroubleKind| match kind {
+        TroubleKind::Worker => 0,
+        TroubleKind::Source => 1,
+        TroubleKind::Lost => 2,
+        TroubleKind::Scheduling => 3,
+    };
+    let order = |left: &&Trouble, right: &&Trouble| -> Ordering { rank(left.kind).cmp(&rank(right.kind)) };
+    gangs.iter().filter_map(|gang| gang.trouble.as_ref()).min_by(order)
+}
+
+fn is_ready(desired: i32, ready: i32, worst: Option<&Trouble>) -> State {
+    let state = |status, reason: &str, message| State::new(condition::READY, Some(status), reason, message);
+    match (ready, worst) {
+        (0, Some(Trouble { kind: _, reason, message })) => state(false, reason, message.clone()),
+        (0, None) => {
+            state(false, reason::NO_GANG_READY, format!("none of {} is ready yet", count_of(desired)))
+        }
+        _ if ready >= desired => state(true, reason::ALL_GANGS_READY, format!("{} ready", count_of(ready))),
+        (_, Some(Trouble { kind: _, reason: _, message })) => {
+            let message = format!("{ready} of {} ready: {message}", count_of(desired));
+            state(true, reason::SOME_GANGS_READY, message)
+        }
+        _ => state(true, reason::SOME_GANGS_READY, format!("{ready} of {} ready", count_of(desired))),
+    }
+}
+
+fn scheduled(gangs: &[Gang]) -> State {
+    let state = |status, reason: &str, message: &str| State::new(condition::SCHEDULED, status, reason, message);
+    let of_kind = |gang: &Gang| {
+        gang.trouble.clone().filter(|trouble| trouble.kind == TroubleKind::Scheduling)
+    };
+    if let Some(Trouble { kind: _, reason, message }) = gangs.iter().find_map(of_kind) {
+        return state(Some(false), &reason, &message);
+    }
+    if gangs.is_empty() || gangs.iter().any(|gang| gang.phase == GangPhase::Pending) {
+        return state(None, reason::UNKNOWN, "not every pod has a node yet");
+    }
+    state(Some(true), reason::AS_EXPECTED, "every pod has a node")
+}
+
+fn model_available(ready: i32, worst: Option<&Trouble>) -> State {
+    let state = |status, reason: &str, message: &str| {
+        State::new(condition::MODEL_AVAILABLE, status, reason, message)
+    };
+    match worst {
+        _ if ready > 0 => state(Some(true), reason::LOADED, "a gang has loaded the model"),
+        Some(Trouble { kind: TroubleKind::Source, reason, message }) => state(Some(false), reason, message),
+        _ => state(None, reason::LOADING, "no gang has loaded the model yet"),
+    }
+}
+
+fn degraded(worst: Option<&Trouble>) -> State {
+    match worst {
+        Some(Trouble { kind: TroubleKind::Worker | TroubleKind::Source | TroubleKind::Lost, reason, message }) => {
+            State::new(condition::DEGRADED, Some(true), reason, message)
+        }
+        _ => State::new(condition::DEGRADED, Some(false), reason::AS_EXPECTED, "no gang has failed"),
+    }
+}
+
+fn scaling_limited(replicas: Option<i32>, min: Option<i32>, max: Option<i32>) -> State {
+    let state = |status, reason: &str, message: String| {
+        State::new(condition::SCALING_LIMITED, Some(status), reason, message)
+    };
+    match (replicas, min, max) {
+        (Some(replicas), Some(min), _) if replicas < min => state(
+            true,
+            reason::TOO_FEW_REPLICAS,
+            format!("replicas {replicas} is below the minReplicas {min} of the LlamaDeployment: {min} run"),
+        ),
+        (Some(replicas), _, Some(max)) if replicas > max => state(
+            true,
+            reason::TOO_MANY_REPLICAS,
+            format!("replicas {replicas} is above the maxReplicas {max} of the LlamaDeployment: {max} run"),
+        ),
+        _ => state(false, reason::WITHIN_BOUNDS, "replicas is within the bounds".to_owned()),
+    }
+}

@@ -1,0 +1,279 @@
+//! The only way to a [`ValidatedDeployment`], which is the only input of what follows.
+
+use std::collections::BTreeMap;
+
+use herd_api::condition::{self, reason};
+use herd_api::{
+    Accelerator, AcceleratorKind, Dtype, EnvVar, LlamaDeployment, LlamaDeploymentSpec, Model, ModelSource,
+    Parallelism, PoolTemplate, Resources, Role, Slo, WorkerTemplate,
+};
+use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Resource as _, ResourceExt as _};
+use serde::{Deserialize, Serialize};
+
+/// For running requests to end once a gang must go.
+const TERMINATION_GRACE_PERIOD_SECONDS: i64 = 600;
+
+/// What the operator sets in a worker's pod from other fields; a value of the user's would contradict them.
+const RESERVED_ENV: [&str; 12] = [
+    "HERD_ADVERTISE",
+    "HERD_CONTEXT_LENGTH",
+    "HERD_DRAIN_DEADLINE",
+    "HERD_DTYPE",
+    "HERD_GANG_ID",
+    "HERD_GRPC",
+    "HERD_HTTP",
+    "HERD_KV_BIND",
+    "HERD_MODEL_DIR",
+    "HERD_REVISION",
+    "HERD_ROLE",
+    "HERD_TENSOR",
+];
+
+/// Served names that older LlamaDeployments have, and whose they are: "NAMESPACE/NAME".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims(BTreeMap<String, String>);
+
+impl Claims {
+    /// The names that come before those of `deployment`: older objects keep theirs; of two of one age, the first by
+    /// namespace and name.
+    pub fn before<'a>(
+        deployment: &LlamaDeployment,
+        all: impl IntoIterator<Item = &'a LlamaDeployment>,
+    ) -> Self {
+        let age = |deployment: &LlamaDeployment| {
+            let created = deployment.creation_timestamp().map(|time| time.0);
+            // One that the server has not dated yet is the youngest.
+            (created.is_none(), created, deployment.namespace(), deployment.name_any())
+        };
+        let own = age(deployment);
+        let older = all.into_iter().filter(|other| other.uid() != deployment.uid() && age(other) < own);
+        let mut claims = BTreeMap::new();
+        for other in older {
+            let whose = format!("{}/{}", other.namespace().unwrap_or_default(), other.name_any());
+            for name in served_names(&other.spec.model, &other.name_any()) {
+                claims.entry(name).or_insert_with(|| whose.clone());
+            }
+        }
+        Self(claims)
+    }
+}
+
+/// Why nothing is made of an object; `type_` is the condition that says so beside Ready.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// [`condition::READY`] or [`condition::MODEL_AVAILABLE`].
+    pub type_: &'static str,
+    /// A constant.
+    pub reason: &'static str,
+    /// Names the field and the fix.
+    pub message: String,
+}
+
+/// A LlamaDeployment that can be served, with every default filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidatedDeployment {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Of everything that is made for it.
+    pub owner: OwnerReference,
+    /// Names clients ask for: those wanted that no older LlamaDeployment has.
+    pub served_names: Vec<String>,
+    /// A wanted name that an older one has, in a sentence.
+    pub name_taken: Option<String>,
+    /// By role, each once: prefill and decode, or unified.
+    pub pools: Vec<ValidatedPool>,
+}
+
+/// The gangs of one role.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidatedPool {
+    /// Whose.
+    pub role: Role,
+    /// Gangs at least.
+    pub min_replicas: i32,
+    /// Gangs at most.
+    pub max_replicas: i32,
+    /// What a gang of it is made from.
+    pub gang: GangSpec,
+}
+
+/// The user's fields that matter to a gang: a change of any of them makes a new revision. New fields are optional and left
+/// out where they are not set, so that what they are hashed to does not change with the operator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GangSpec {
+    /// As written.
+    pub source: String,
+    /// Ranks that share each layer.
+    pub tensor: usize,
+    /// "f32" or "bf16"; the worker's default where the user gave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
+    /// Tokens; the model's where the user gave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_length: Option<i32>,
+    /// Where the user gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// As written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<EnvVar>,
+    /// As written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// As written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// As written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// As written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority_class_name: Option<String>,
+    /// Seconds.
+    pub termination_grace_period_seconds: i64,
+}
+
+/// Checks what admission cannot, and what is not served yet.
+pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<ValidatedDeployment, Refusal> {
+    let name = deployment.name_any();
+    let LlamaDeploymentSpec { model, parallelism, accelerator, slo, prefill, decode, unified, worker } =
+        &deployment.spec;
+    // Nothing reads it before there is an autoscaler.
+    let _: &Option<Slo> = slo;
+    let roles = match (prefill, decode, unified) {
+        (Some(prefill), Some(decode), None) => vec![(Role::Prefill, prefill), (Role::Decode, decode)],
+        (None, None, Some(unified)) => vec![(Role::Unified, unified)],
+        _ => return Err(refusal(reason::POOLS_INVALID, "give either prefill and decode, or unified".to_owned())),
+    };
+    check_source(&model.source)?;
+    check_accelerator(*accelerator)?;
+    let worker = worker.clone().unwrap_or_default();
+    check_env(&worker.env)?;
+    let mut pools = Vec::with_capacity(roles.len());
+    for (role, template) in roles {
+        let PoolTemplate { min_replicas, max_replicas, parallelism: own } = *template;
+        let tensor = check_parallelism(own.or(*parallelism))?;
+        let min_replicas = min_replicas.unwrap_or(1);
+        let max_replicas = max_replicas.unwrap_or(min_replicas);
+        if min_replicas > max_replicas {
+            return Err(refusal(
+                reason::POOLS_INVALID,
+                format!("{role}.minReplicas {min_replicas} must be at most {role}.maxReplicas {max_replicas}"),
+            ));
+        }
+        pools.push(ValidatedPool { role, min_replicas, max_replicas, gang: gang_spec(model, tensor, &worker) });
+    }
+    let (taken, served_names): (Vec<_>, Vec<_>) =
+        served_names(model, &name).into_iter().partition(|name| claims.0.contains_key(name));
+    let name_taken = taken.first().map(|name| {
+        let whose = &claims.0[name];
+        format!("the older LlamaDeployment {whose} serves {name:?}: give model.servedNames another name")
+    });
+    Ok(ValidatedDeployment {
+        namespace: deployment.namespace().unwrap_or_default(),
+        owner: deployment.controller_owner_ref(&()).ok_or_else(|| {
+            refusal(reason::UNKNOWN, format!("{name} has no uid: it is not from an API server"))
+        })?,
+        name,
+        served_names,
+        name_taken,
+        pools,
+    })
+}
+
+fn refusal(reason: &'static str, message: String) -> Refusal {
+    Refusal { type_: condition::READY, reason, message }
+}
+
+fn served_names(model: &Model, name: &str) -> Vec<String> {
+    if model.served_names.is_empty() { vec![name.to_owned()] } else { model.served_names.clone() }
+}
+
+fn check_source(source: &str) -> Result<(), Refusal> {
+    let unavailable = |reason, message| Refusal { type_: condition::MODEL_AVAILABLE, reason, message };
+    match source.parse::<ModelSource>() {
+        Ok(ModelSource::Image(_) | ModelSource::Claim { .. }) => Ok(()),
+        Ok(ModelSource::HuggingFace(_) | ModelSource::Bucket(_)) => Err(unavailable(
+            reason::SOURCE_NOT_SUPPORTED,
+            format!("model.source {source:?}: hf:// and s3:// are not served yet; use oci:// or pvc://"),
+        )),
+        Err(error) => Err(unavailable(reason::SOURCE_INVALID, error.to_string())),
+    }
+}
+
+fn check_accelerator(accelerator: Option<Accelerator>) -> Result<(), Refusal> {
+    match accelerator.and_then(|Accelerator { kind }| kind).unwrap_or(AcceleratorKind::GPU) {
+        AcceleratorKind::CPU => Ok(()),
+        AcceleratorKind::GPU => Err(refusal(
+            reason::ACCELERATOR_NOT_SUPPORTED,
+            "accelerator.kind GPU, which is the default, is not served yet: set accelerator: {kind: CPU}".to_owned(),
+        )),
+    }
+}
+
+fn check_parallelism(parallelism: Option<Parallelism>) -> Result<usize, Refusal> {
+    let (tensor, pipeline, ranks_per_pod) = match parallelism {
+        Some(Parallelism { tensor, pipeline, ranks_per_pod }) => {
+            (tensor.unwrap_or(1), pipeline.unwrap_or(1), ranks_per_pod)
+        }
+        None => (1, 1, None),
+    };
+    let not_supported = |message| Err(refusal(reason::PARALLELISM_NOT_SUPPORTED, message));
+    if pipeline != 1 {
+        return not_supported(format!("parallelism.pipeline {pipeline} is not served yet: leave it at 1"));
+    }
+    match ranks_per_pod {
+        Some(ranks) if ranks < tensor => not_supported(format!(
+            "parallelism.ranksPerPod {ranks} would spread a gang of {tensor} ranks over pods, which is not served yet: \
+             leave it out, or set it to {tensor}"
+        )),
+        Some(ranks) if ranks > tensor => not_supported(format!(
+            "parallelism.ranksPerPod {ranks} is more than the {tensor} ranks of a gang: set it to {tensor}"
+        )),
+        _ if tensor < 1 => not_supported(format!("parallelism.tensor {tensor} must be at least 1")),
+        _ => Ok(tensor as usize),
+    }
+}
+
+fn check_env(env: &[EnvVar]) -> Result<(), Refusal> {
+    match env.iter().find(|EnvVar { name, value: _ }| RESERVED_ENV.contains(&name.as_str())) {
+        Some(EnvVar { name, value: _ }) => Err(refusal(
+            reason::ENV_NOT_ALLOWED,
+            format!("worker.env {name} is set by the operator from other fields: remove it"),
+        )),
+        None => Ok(()),
+    }
+}
+
+fn gang_spec(model: &Model, tensor: usize, worker: &WorkerTemplate) -> GangSpec {
+    let Model { source, served_names: _, context_length, dtype } = model;
+    let WorkerTemplate {
+        image,
+        env,
+        resources,
+        node_selector,
+        tolerations,
+        priority_class_name,
+        termination_grace_period_seconds,
+    } = worker.clone();
+    GangSpec {
+        source: source.clone(),
+        tensor,
+        dtype: *dtype,
+        context_length: *context_length,
+        image,
+        env,
+        resources,
+        node_selector,
+        tolerations,
+        priority_class_name,
+        termination_grace_period_seconds: termination_grace_period_seconds
+            .unwrap_or(TERMINATION_GRACE_PERIOD_SECONDS),
+    }
+}

@@ -1,0 +1,75 @@
+//! What both controllers share.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use herd_control::revision::Defaults;
+use herd_control::status::Note;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use k8s_openapi::api::core::v1::ObjectReference;
+
+use crate::metrics::Metrics;
+
+/// After the first failure of an object in a row, doubled with each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_mins(1);
+/// Kubernetes keeps this much of an Event's note.
+const MAX_NOTE: usize = 1000;
+/// For an Event to be written: it is not worth waiting for.
+const EVENT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// One for the process.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) defaults: Defaults,
+    pub(crate) metrics: Arc<Metrics>,
+    recorder: Recorder,
+    /// Failures in a row, by object; one that is well has no entry.
+    failures: Mutex<HashMap<String, u32>>,
+}
+
+impl Context {
+    pub(crate) fn new(client: Client, defaults: Defaults, metrics: Arc<Metrics>, identity: String) -> Self {
+        let reporter = Reporter { controller: "herd-operator".to_owned(), instance: Some(identity) };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            defaults,
+            metrics,
+            failures: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn is_well(&self, object: &str) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
+    }
+
+    /// How long to leave an object alone that failed again.
+    pub(crate) fn failed(&self, object: String) -> Duration {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(object).or_insert(0);
+        *count = count.saturating_add(1);
+        let doubled = 1_u32.checked_shl(*count - 1).unwrap_or(u32::MAX);
+        FIRST_RETRY.saturating_mul(doubled).min(LAST_RETRY)
+    }
+
+    /// Tells people. An Event that cannot be written is logged, and nothing waits for it.
+    pub(crate) async fn tell(&self, about: &ObjectReference, action: &str, note: Note) {
+        let Note { warning, reason, mut message } = note;
+        message.truncate(message.floor_char_boundary(MAX_NOTE));
+        let event = Event {
+            type_: if warning { EventType::Warning } else { EventType::Normal },
+            reason,
+            note: Some(message),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        match tokio::time::timeout(EVENT_DEADLINE, self.recorder.publish(&event, about)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(reason = event.reason, "failed to write an event: {error}"),
+            Err(_) => tracing::warn!(reason = event.reason, "an event was not written in {EVENT_DEADLINE:?}"),
+        }
+    }
+}

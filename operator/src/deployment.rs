@@ -1,0 +1,181 @@
+//! LlamaDeployment -> revisions, Services, disruption budgets, LlamaPools, status.
+
+use std::sync::Arc;
+
+use herd_api::{GangPhase, LlamaDeployment, LlamaPool, ModelStatus, labels};
+use herd_control::plan::{ObservedDeployment, plan_deployment};
+use herd_control::status::{DeploymentView, deployment_status, notes};
+use herd_control::{Claims, Refusal, ValidatedDeployment, build, gang, validate};
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, Resource as _, ResourceExt as _};
+
+use crate::apply::{Manager, Objects};
+use crate::context::Context;
+use crate::describe::describe;
+use crate::error::ReconcileError;
+
+/// One pass. `all`: every LlamaDeployment there is, for who has which served name.
+pub(crate) async fn reconcile(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    all: &[Arc<LlamaDeployment>],
+) -> Result<(), ReconcileError> {
+    let of = Of::new(context, namespace);
+    // Read anew: what the watch has may be older than our own last write.
+    let Some(deployment) = of.deployments.get(name).await? else { return Ok(()) };
+    if deployment.metadata.deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    let uid = deployment.uid().unwrap_or_default();
+    let observed = of.observe(name, &uid).await?;
+    let claims = Claims::before(&deployment, all.iter().map(AsRef::as_ref));
+    let (refusal, accepted) = match validate(&deployment, &claims) {
+        Ok(validated) => (None, Some(validated)),
+        Err(refusal) => (Some(refusal), None),
+    };
+    if let Some(validated) = &accepted {
+        of.make(context, validated, &observed).await?;
+    }
+    // What was just made is part of the answer.
+    let pools = of.pools.owned(&selector(name), &uid).await?;
+    let model = of.model(&deployment, &pools, name).await;
+    of.write_status(context, &deployment, &pools, refusal.as_ref(), accepted.as_ref(), model).await
+}
+
+fn selector(name: &str) -> String {
+    format!("{}={name}", labels::DEPLOYMENT)
+}
+
+/// What a LlamaDeployment is made of, in its namespace.
+struct Of {
+    deployments: Objects<LlamaDeployment>,
+    pools: Objects<LlamaPool>,
+    revisions: Objects<ControllerRevision>,
+    services: Objects<Service>,
+    budgets: Objects<PodDisruptionBudget>,
+    pods: Api<Pod>,
+}
+
+impl Of {
+    fn new(context: &Context, namespace: &str) -> Self {
+        let client = || context.client.clone();
+        Self {
+            deployments: Objects::new(Api::namespaced(client(), namespace), "LlamaDeployment"),
+            pools: Objects::new(Api::namespaced(client(), namespace), "LlamaPool"),
+            revisions: Objects::new(Api::namespaced(client(), namespace), "ControllerRevision"),
+            services: Objects::new(Api::namespaced(client(), namespace), "Service"),
+            budgets: Objects::new(Api::namespaced(client(), namespace), "PodDisruptionBudget"),
+            pods: Api::namespaced(client(), namespace),
+        }
+    }
+
+    async fn observe(&self, name: &str, uid: &str) -> Result<ObservedDeployment, ReconcileError> {
+        let selector = selector(name);
+        Ok(ObservedDeployment {
+            pools: self.pools.owned(&selector, uid).await?,
+            revisions: self.revisions.owned(&selector, uid).await?,
+        })
+    }
+
+    /// In the order in which one needs the other: pools are made from revisions, gateways find pods through Services.
+    async fn make(
+        &self,
+        context: &Context,
+        deployment: &ValidatedDeployment,
+        observed: &ObservedDeployment,
+    ) -> Result<(), ReconcileError> {
+        let plan = plan_deployment(deployment, observed);
+        for planned in &plan.revisions {
+            let revision = build::revision(deployment, planned, &context.defaults).map_err(|source| {
+                ReconcileError::Encode { name: planned.revision.clone(), source }
+            })?;
+            self.revisions.create(&revision, Manager::Operator).await?;
+        }
+        if !plan.pools.is_empty() {
+            self.services.apply(&build::ranks_service(deployment)).await?;
+            self.services.apply(&build::leaders_service(deployment)).await?;
+        }
+        for planned in &plan.pools {
+            self.budgets.apply(&build::disruption_budget(deployment, planned.role)).await?;
+            if planned.is_new {
+                self.pools.create(&build::new_pool(deployment, planned), Manager::Scale).await?;
+            }
+            self.pools.apply(&build::pool(deployment, planned)).await?;
+        }
+        for pool in &plan.delete_pools {
+            self.budgets.delete(pool, None).await?;
+            self.pools.delete(pool, None).await?;
+        }
+        for revision in &plan.delete_revisions {
+            self.revisions.delete(revision, None).await?;
+        }
+        Ok(())
+    }
+
+    /// Asked of a gang once for each revision that serves.
+    async fn model(
+        &self,
+        deployment: &LlamaDeployment,
+        pools: &[LlamaPool],
+        name: &str,
+    ) -> Option<ModelStatus> {
+        let status = deployment.status.as_ref();
+        let known = status.and_then(|status| status.model.clone());
+        let serves: Vec<&str> = pools
+            .iter()
+            .flat_map(|pool| pool.status.iter().flat_map(|status| &status.gangs))
+            .filter(|gang| gang.phase == GangPhase::Ready)
+            .map(|gang| gang.revision.as_str())
+            .collect();
+        let is_known = |revision: &str| {
+            status.is_some_and(|status| {
+                status.revisions.iter().any(|known| known.current.as_deref() == Some(revision))
+            })
+        };
+        if serves.is_empty() || known.is_some() && serves.iter().all(|revision| is_known(revision)) {
+            return known;
+        }
+        let params = kube::api::ListParams::default().labels(&selector(name));
+        let pods = self.pods.list(&params).await.ok()?;
+        let leader = gang::gangs(&pods.items)
+            .into_iter()
+            .filter(|gang| gang.phase == GangPhase::Ready)
+            .max_by_key(|gang| gang.created)?;
+        describe(&leader.address?).await.or(known)
+    }
+
+    async fn write_status(
+        &self,
+        context: &Context,
+        deployment: &LlamaDeployment,
+        pools: &[LlamaPool],
+        refusal: Option<&Refusal>,
+        accepted: Option<&ValidatedDeployment>,
+        model: Option<ModelStatus>,
+    ) -> Result<(), ReconcileError> {
+        let taken = accepted.and_then(|accepted| {
+            accepted.name_taken.as_deref().map(|message| (message, !accepted.served_names.is_empty()))
+        });
+        let status = deployment_status(DeploymentView {
+            deployment,
+            pools,
+            refusal,
+            name_taken: taken,
+            model: model.as_ref(),
+            now: Timestamp::now(),
+        });
+        if deployment.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        self.deployments.patch_status(&deployment.name_any(), &status).await?;
+        let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        for note in notes(before, &status.conditions) {
+            context.tell(&deployment.object_ref(&()), "Reconcile", note).await;
+        }
+        Ok(())
+    }
+}

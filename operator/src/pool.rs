@@ -1,0 +1,130 @@
+//! LlamaPool -> gangs, status.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use herd_api::{LlamaPool, labels, names};
+use herd_control::gang::{Gang, PodId, gangs};
+use herd_control::plan::{Deletion, PoolPlan, plan_pool};
+use herd_control::revision::GangTemplate;
+use herd_control::status::{Note, PoolView, notes, pool_status};
+use herd_control::build;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, Resource as _, ResourceExt as _};
+
+use crate::apply::{Manager, Objects};
+use crate::context::Context;
+use crate::error::ReconcileError;
+
+/// Hex digits of a gang's id.
+const ID_DIGITS: usize = 8;
+
+/// One pass; when the next one is due even if nothing changes.
+pub(crate) async fn reconcile(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Duration>, ReconcileError> {
+    let client = || context.client.clone();
+    let pools: Objects<LlamaPool> = Objects::new(Api::namespaced(client(), namespace), "LlamaPool");
+    let pods: Objects<Pod> = Objects::new(Api::namespaced(client(), namespace), "Pod");
+    let Some(pool) = pools.get(name).await? else { return Ok(None) };
+    if pool.metadata.deletion_timestamp.is_some() {
+        return Ok(None);
+    }
+    let deployment = &pool.spec.deployment_ref.name;
+    let selector = labels::pool_selector(deployment, pool.spec.role);
+    // Listed anew: a cache would not have the pods of the last pass yet, and they would be made twice.
+    let gangs = gangs(&pods.owned(&selector, &pool.uid().unwrap_or_default()).await?);
+    let PoolPlan { create, delete, again_in } = plan_pool(&pool.spec.targets, &gangs, Timestamp::now());
+    let about = pool.object_ref(&());
+    if !create.is_empty() {
+        let revisions = Objects::new(Api::namespaced(client(), namespace), "ControllerRevision");
+        make(context, &pool, &create, &revisions, &pods, &about).await?;
+    }
+    for Deletion { gang, why } in &delete {
+        let Some(Gang { pods: members, .. }) = gangs.iter().find(|known| known.id == *gang) else { continue };
+        for PodId { name, uid } in members {
+            pods.delete(name, Some(uid.clone())).await?;
+        }
+        tell(context, &about, "DeleteGang", "GangDeleted", format!("gang {gang} goes: {why}")).await;
+    }
+    write_status(context, &pools, &pool, &gangs, &about).await?;
+    Ok(again_in.map(|wait| Duration::try_from(wait).unwrap_or_default()))
+}
+
+async fn make(
+    context: &Context,
+    pool: &LlamaPool,
+    create: &[String],
+    revisions: &Objects<ControllerRevision>,
+    pods: &Objects<Pod>,
+    about: &ObjectReference,
+) -> Result<(), ReconcileError> {
+    let (deployment, role) = (&pool.spec.deployment_ref.name, pool.spec.role);
+    let namespace = pool.namespace().unwrap_or_default();
+    let owner: OwnerReference = pool.controller_owner_ref(&()).unwrap_or_default();
+    let mut templates: BTreeMap<&str, GangTemplate> = BTreeMap::new();
+    for revision in create {
+        if !templates.contains_key(revision.as_str()) {
+            templates.insert(revision, template(revisions, deployment, revision).await?);
+        }
+        let template = &templates[revision.as_str()];
+        let mut gang = uuid::Uuid::new_v4().simple().to_string();
+        gang.truncate(ID_DIGITS);
+        let input = build::PodInput {
+            deployment,
+            namespace: &namespace,
+            owner: &owner,
+            role,
+            gang: &gang,
+            revision,
+            template,
+        };
+        let name = || names::revision(deployment, revision);
+        let pod = build::pod(input).map_err(|source| ReconcileError::Source { name: name(), source })?;
+        // An id that is taken is tried again with another one in the next pass.
+        pods.create(&pod, Manager::Operator).await?;
+        tell(context, about, "CreateGang", "GangCreated", format!("gang {gang} of revision {revision}")).await;
+    }
+    Ok(())
+}
+
+async fn template(
+    revisions: &Objects<ControllerRevision>,
+    deployment: &str,
+    revision: &str,
+) -> Result<GangTemplate, ReconcileError> {
+    let name = names::revision(deployment, revision);
+    let Some(stored) = revisions.get(&name).await? else {
+        let reason = "it is not there".to_owned();
+        return Err(ReconcileError::Invalid { kind: "ControllerRevision", name, reason });
+    };
+    Ok(GangTemplate::read(&stored)?)
+}
+
+async fn write_status(
+    context: &Context,
+    pools: &Objects<LlamaPool>,
+    pool: &LlamaPool,
+    gangs: &[Gang],
+    about: &ObjectReference,
+) -> Result<(), ReconcileError> {
+    let status = pool_status(PoolView { pool, gangs, now: Timestamp::now() });
+    if pool.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    pools.patch_status(&pool.name_any(), &status).await?;
+    let before = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    for note in notes(before, &status.conditions) {
+        context.tell(about, "Reconcile", note).await;
+    }
+    Ok(())
+}
+
+async fn tell(context: &Context, about: &ObjectReference, action: &str, reason: &str, message: String) {
+    context.tell(about, action, Note { warning: false, reason: reason.to_owned(), message }).await;
+}

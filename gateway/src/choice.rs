@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use herd_proto::internal::v1::{self as wire, decode_event};
+use herd_routing::Refusal;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Status};
 use tracing::debug;
 
 use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent};
-use crate::fleet::{Assignment, Fleet, Lesson, Party};
+use crate::fleet::{Assignment, Fleet, Lesson, Party, RouteKey};
 use crate::grpc::status::retry_after;
 use crate::metrics::Metrics;
 use crate::transcript::Transcript;
@@ -39,6 +40,15 @@ enum Attempt {
     Over(RequestError),
 }
 
+/// What came of the attempts so far.
+#[derive(Default)]
+struct Tried {
+    routes: Vec<RouteKey>,
+    last: Option<RequestError>,
+    /// One of them was refused for want of room.
+    full: bool,
+}
+
 impl From<RequestError> for Attempt {
     fn from(error: RequestError) -> Self {
         Self::Over(error)
@@ -48,32 +58,42 @@ impl From<RequestError> for Attempt {
 impl Choice<'_> {
     /// Runs to the end, sending events.
     pub(crate) async fn run(&self) -> Result<(), RequestError> {
-        let model = &self.generation.model;
-        let prompt_tokens = self.prompt().tokens.len() as u32;
         let mut started = false;
-        let mut tried = Vec::new();
-        let mut last = None;
+        let mut tried = Tried::default();
         for attempt in 0..self.limits.attempts {
-            let assignment = match self.fleet.assign(model, prompt_tokens, &tried) {
-                Ok(assignment) if tried.contains(&assignment.key) => break,
-                Ok(assignment) => assignment,
-                Err(refusal) => {
-                    last.get_or_insert_with(|| RequestError::refused(&model.name, refusal));
-                    break;
-                }
-            };
-            tried.push(assignment.key.clone());
+            let assignment = self.assign(&tried).await?;
+            tried.routes.push(assignment.key.clone());
             match self.attempt(assignment, attempt, &mut started).await {
                 Ok(()) => return Ok(()),
                 Err(Attempt::Over(error)) => return Err(error),
                 Err(Attempt::Again(error)) => {
                     debug!(request = self.generation.request_id, choice = self.index, %error, "trying elsewhere");
                     self.metrics.retries.with_label_values(&[error.category()]).inc();
-                    last = Some(error);
+                    tried.full |= matches!(error, RequestError::Busy { .. });
+                    tried.last = Some(error);
                 }
             }
         }
-        Err(last.unwrap_or_else(|| RequestError::Failed("no attempt was allowed".to_owned())))
+        Err(tried.last.unwrap_or_else(|| RequestError::Failed("no attempt was allowed".to_owned())))
+    }
+
+    /// A route that was not tried. Where none is ready, one is waited for, unless what there is is full.
+    async fn assign(&self, tried: &Tried) -> Result<Assignment, RequestError> {
+        let model = &self.generation.model;
+        let prompt_tokens = self.prompt().tokens.len() as u32;
+        let mut wait = self.fleet.wait(self.limits.gang_wait);
+        loop {
+            let refusal = match self.fleet.assign(model, prompt_tokens, &tried.routes) {
+                Ok(assignment) if !tried.routes.contains(&assignment.key) => return Ok(assignment),
+                Ok(_) => Refusal::NoGang,
+                Err(refusal) => refusal,
+            };
+            let full = tried.full || refusal == Refusal::Full;
+            if full || !within(self.generation.deadline, wait.changed()).await? {
+                // What a gang said tells more than that there is no other one.
+                return Err(tried.last.clone().unwrap_or_else(|| RequestError::refused(&model.name, refusal)));
+            }
+        }
     }
 
     fn prompt(&self) -> &ValidatedPrompt {

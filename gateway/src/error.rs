@@ -60,6 +60,18 @@ impl RequestError {
         Self::Invalid { field: field.into(), message: message.into() }
     }
 
+    /// An [`RequestError::UnknownModel`]; the reader is told of some of the models there are.
+    pub(crate) fn unknown_model<'a>(model: &str, served: impl Iterator<Item = &'a str>) -> Self {
+        let mut served = served.peekable();
+        let some: Vec<&str> = served.by_ref().take(MAX_TOLD).collect();
+        let served = match (some.is_empty(), served.peek()) {
+            (true, _) => "no model".to_owned(),
+            (false, None) => some.join(", "),
+            (false, Some(_)) => format!("{} and more", some.join(", ")),
+        };
+        Self::UnknownModel { model: model.to_owned(), served }
+    }
+
     /// What a gateway that ends says to requests it does not take or cannot wait for.
     pub(crate) fn shutting_down() -> Self {
         Self::Unavailable("the gateway is shutting down".to_owned())
@@ -91,6 +103,9 @@ impl RequestError {
         }
     }
 }
+
+/// Models a message names: it has to fit the trailers of a gRPC answer.
+const MAX_TOLD: usize = 16;
 
 /// The hint to a client where the gang that refused gave none.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);

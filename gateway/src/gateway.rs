@@ -177,7 +177,7 @@ impl Parts {
                 format!("{field} is empty: it must name a served model"),
             ));
         }
-        let model = self.fleet.choose(&request.model)?;
+        let model = self.fleet.chosen(&request.model, self.limits.gang_wait).await?;
         let gone = || RequestError::Failed("tokenizing was cut short".to_owned());
         let slot = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| gone())?;
         let limits = self.limits.clone();

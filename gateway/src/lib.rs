@@ -25,7 +25,7 @@ mod transcript;
 mod validate;
 
 pub use error::RequestError;
-pub use fleet::{Discovery, FixedFleet, FleetSnapshot, GangEndpoint};
+pub use fleet::{Discovery, FixedFleet, FleetSnapshot, GangEndpoint, KubernetesError, KubernetesFleet};
 pub use gateway::{Gateway, GatewayError};
 pub use options::{Addresses, GatewayOptions, Limits};
 pub use ports::{PortError, ReservedPort};

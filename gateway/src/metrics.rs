@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     pub(crate) retries: IntCounterVec,
     pub(crate) prompt_tokens: IntCounter,
     pub(crate) output_tokens: IntCounter,
+    waiting: IntGauge,
     gangs: IntGaugeVec,
 }
 
@@ -56,6 +57,10 @@ impl Metrics {
                 "herd_gateway_output_tokens_total",
                 "Tokens of finished choices.",
             )?,
+            waiting: IntGauge::new(
+                "herd_gateway_requests_waiting_for_gang",
+                "Requests, or choices of one, whose model has no gang that is ready.",
+            )?,
             gangs: IntGaugeVec::new(Opts::new("herd_gateway_gangs", "Gangs found."), &["role", "phase"])?,
             registry,
         };
@@ -66,12 +71,14 @@ impl Metrics {
         metrics.registry.register(Box::new(metrics.retries.clone()))?;
         metrics.registry.register(Box::new(metrics.prompt_tokens.clone()))?;
         metrics.registry.register(Box::new(metrics.output_tokens.clone()))?;
+        metrics.registry.register(Box::new(metrics.waiting.clone()))?;
         metrics.registry.register(Box::new(metrics.gangs.clone()))?;
         Ok(metrics)
     }
 
     /// The text format.
     pub(crate) fn render(&self, fleet: &Fleet) -> Result<Vec<u8>, prometheus::Error> {
+        self.waiting.set(i64::from(fleet.waiting()));
         self.gangs.reset();
         for ((role, phase), count) in fleet.census() {
             self.gangs.with_label_values(&[role, phase]).set(count);

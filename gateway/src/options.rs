@@ -53,6 +53,9 @@ pub struct Limits {
     pub buffered_events: usize,
     /// Tokenizing jobs at once.
     pub tokenizing: usize,
+    /// For a gang to come where a model has none that is ready, before a choice's first token; zero: refuse at once. A model
+    /// whose gangs are full is not waited for.
+    pub gang_wait: Duration,
     /// Times a choice is tried, before its first token.
     pub attempts: u32,
     /// Requests a gang may have beyond its batch before it counts as full.
@@ -74,6 +77,7 @@ impl Default for Limits {
             choices: 128,
             buffered_events: 64,
             tokenizing: std::thread::available_parallelism().map_or(2, usize::from),
+            gang_wait: Duration::ZERO,
             attempts: 3,
             queue_per_gang: 256,
             drain: Duration::from_secs(30),

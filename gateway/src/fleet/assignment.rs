@@ -8,16 +8,17 @@ use tonic::transport::Channel;
 
 use super::{InFlight, Lesson, Live, Shared};
 
-/// Which gangs a choice was given to.
+/// Which gangs a choice was given to, and over which of their connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RouteKey {
-    called: String,
-    prefill: Option<String>,
+    called: (String, u64),
+    prefill: Option<(String, u64)>,
 }
 
 impl RouteKey {
-    pub(super) fn names(&self, leader: &str) -> bool {
-        self.called == leader || self.prefill.as_deref() == Some(leader)
+    pub(super) fn names(&self, leader: &str, connection: u64) -> bool {
+        let is = |(named, over): &(String, u64)| named == leader && *over == connection;
+        is(&self.called) || self.prefill.as_ref().is_some_and(is)
     }
 }
 
@@ -49,7 +50,10 @@ impl Assignment {
             prefill_epoch: prefill.map_or(0, |(_, live)| live.description.epoch),
             revision: live.description.revision.clone(),
             epoch: live.description.epoch,
-            key: RouteKey { called: leader.clone(), prefill: prefill.map(|(leader, _)| leader.clone()) },
+            key: RouteKey {
+                called: (leader.clone(), live.connection),
+                prefill: prefill.map(|(leader, live)| (leader.clone(), live.connection)),
+            },
             shared: Arc::clone(shared),
             called: Counted::new(&live.in_flight, here),
             prefill: prefill.map(|(_, live)| Counted::new(&live.in_flight, there)),
@@ -67,8 +71,8 @@ impl Assignment {
     /// Tells the fleet what this choice learned about one of its gangs.
     pub(crate) fn learned(&self, party: Party, lesson: Lesson) {
         match (party, &self.key.prefill) {
-            (Party::Called, _) => self.shared.learned(&self.key.called, self.epoch, lesson),
-            (Party::Prefill, Some(prefill)) => self.shared.learned(prefill, self.prefill_epoch, lesson),
+            (Party::Called, _) => self.shared.learned(&self.key.called.0, self.epoch, lesson),
+            (Party::Prefill, Some((prefill, _))) => self.shared.learned(prefill, self.prefill_epoch, lesson),
             (Party::Prefill, None) => {}
         }
     }

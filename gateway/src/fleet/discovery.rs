@@ -1,12 +1,30 @@
 //! Where gangs are found.
 
+use std::collections::BTreeSet;
+
 use tokio::sync::watch;
 
 /// The gangs there are, as far as whoever runs them knows. What they are, they say themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FleetSnapshot {
+    /// Every name there is, those that no gang serves at the moment included.
+    pub models: BTreeSet<String>,
     /// Each leader once.
     pub gangs: Vec<GangEndpoint>,
+}
+
+impl FleetSnapshot {
+    pub(crate) fn leaders(&self) -> impl Iterator<Item = &str> {
+        self.gangs.iter().map(|gang| gang.leader.as_str())
+    }
+}
+
+impl From<Vec<GangEndpoint>> for FleetSnapshot {
+    /// With the names that these gangs serve.
+    fn from(gangs: Vec<GangEndpoint>) -> Self {
+        let models = gangs.iter().flat_map(|gang| &gang.models).cloned().collect();
+        Self { models, gangs }
+    }
 }
 
 /// How to reach a gang.
@@ -20,28 +38,28 @@ pub struct GangEndpoint {
 
 /// A source of [`FleetSnapshot`]s: `EndpointSlice`s in a cluster, a fixed list elsewhere.
 pub trait Discovery: Send + Sync {
-    /// Always holds the newest snapshot.
-    fn watch(&self) -> watch::Receiver<FleetSnapshot>;
+    /// Always holds the newest snapshot; `None` until there is a first one.
+    fn watch(&self) -> watch::Receiver<Option<FleetSnapshot>>;
 }
 
 /// A fleet that is told, not found.
 #[derive(Debug)]
-pub struct FixedFleet(watch::Sender<FleetSnapshot>);
+pub struct FixedFleet(watch::Sender<Option<FleetSnapshot>>);
 
 impl FixedFleet {
     /// These gangs, until told otherwise.
     pub fn new(gangs: Vec<GangEndpoint>) -> Self {
-        Self(watch::Sender::new(FleetSnapshot { gangs }))
+        Self(watch::Sender::new(Some(gangs.into())))
     }
 
     /// Other gangs from now on.
     pub fn set(&self, gangs: Vec<GangEndpoint>) {
-        self.0.send_replace(FleetSnapshot { gangs });
+        self.0.send_replace(Some(gangs.into()));
     }
 }
 
 impl Discovery for FixedFleet {
-    fn watch(&self) -> watch::Receiver<FleetSnapshot> {
+    fn watch(&self) -> watch::Receiver<Option<FleetSnapshot>> {
         self.0.subscribe()
     }
 }

@@ -4,6 +4,8 @@ mod assignment;
 mod bundle;
 mod discovery;
 mod gang;
+mod kubernetes;
+mod wait;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -22,6 +24,7 @@ pub(crate) use assignment::{Assignment, Party, RouteKey};
 use bundle::Bundles;
 pub use discovery::{Discovery, FixedFleet, FleetSnapshot, GangEndpoint};
 use gang::Description;
+pub use kubernetes::{KubernetesError, KubernetesFleet};
 
 use crate::RequestError;
 use crate::task::OwnedTask;
@@ -57,15 +60,21 @@ pub(crate) struct ListedModel {
 
 pub(crate) struct Shared {
     state: Mutex<State>,
-    /// Rises with every change of a gang's phase or role.
+    /// Rises with every change of the gangs there are, of a gang's phase or of its role.
     changed: watch::Sender<u64>,
+    /// Requests and choices that wait for such a change.
+    waiting: Arc<AtomicU32>,
     pub(crate) bundles: Bundles,
     queue_per_gang: u32,
 }
 
 #[derive(Default)]
 struct State {
+    /// Every name there is; `None` until discovery has spoken.
+    models: Option<BTreeSet<String>>,
     gangs: BTreeMap<String, Gang>,
+    /// Connections made so far, which numbers them.
+    connections: u64,
     /// Requests routed so far; makes equal gangs take turns.
     turn: u64,
 }
@@ -87,6 +96,8 @@ struct Fault {
 /// A gang that was reached.
 struct Live {
     description: Description,
+    /// Its number: a gang that was connected to again may be given a request that failed before.
+    connection: u64,
     text: Arc<TextModel>,
     client: WorkerClient<Channel>,
     role: Role,
@@ -111,13 +122,21 @@ impl Fleet {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: watch::Sender::new(0),
+            waiting: Arc::default(),
             bundles: Bundles::default(),
             queue_per_gang,
         });
         let mut snapshots = discovery.watch();
-        shared.set_gangs(&snapshots.borrow_and_update());
+        if let Some(snapshot) = snapshots.borrow_and_update().as_ref() {
+            shared.set_gangs(snapshot);
+        }
         let manager = OwnedTask::spawn(manage(Arc::clone(&shared), snapshots));
         Self { shared, _manager: manager }
+    }
+
+    /// Whether discovery has said what there is.
+    pub(crate) fn discovered(&self) -> bool {
+        self.shared.lock().models.is_some()
     }
 
     /// Waits until every gang found is Ready, and there is one. Fails with the reasons once one never will be.
@@ -158,15 +177,14 @@ impl Fleet {
     /// turn: with two gangs, every second one would always be the same.
     pub(crate) fn choose(&self, name: &str) -> Result<Model, RequestError> {
         let state = self.shared.lock();
-        let entries: Vec<&Gang> = state.gangs.values().filter(|gang| gang.serves(name)).collect();
-        if entries.is_empty() {
-            let served: BTreeSet<&str> =
-                state.gangs.values().flat_map(|gang| &gang.names).map(String::as_str).collect();
-            let served = served.into_iter().collect::<Vec<_>>().join(", ");
-            let served = if served.is_empty() { "no model".to_owned() } else { served };
-            return Err(RequestError::UnknownModel { model: name.to_owned(), served });
+        let Some(models) = &state.models else {
+            return Err(RequestError::Unavailable("the fleet is not known yet".to_owned()));
+        };
+        if !models.contains(name) {
+            return Err(RequestError::unknown_model(name, models.iter().map(String::as_str)));
         }
-        let live: Vec<&Live> = entries.iter().filter_map(|gang| gang.live.as_ref()).collect();
+        let serving = state.gangs.values().filter(|gang| gang.serves(name));
+        let live: Vec<&Live> = serving.filter_map(|gang| gang.live.as_ref()).collect();
         let now = Instant::now();
         let views: Vec<GangView> =
             live.iter().map(|live| live.view(now, self.shared.queue_per_gang, false)).collect();
@@ -201,7 +219,7 @@ impl Fleet {
         let views: Vec<GangView> = candidates
             .iter()
             .map(|(leader, live)| {
-                let tried = tried.iter().any(|key| key.names(leader));
+                let tried = tried.iter().any(|key| key.names(leader, live.connection));
                 live.view(now, self.shared.queue_per_gang, tried)
             })
             .collect();
@@ -217,16 +235,18 @@ impl Fleet {
     /// Every name, by name.
     pub(crate) fn models(&self) -> Vec<ListedModel> {
         let state = self.shared.lock();
-        let mut models: BTreeMap<&str, ListedModel> = BTreeMap::new();
+        let unserved = |name: &String| ListedModel {
+            name: name.clone(),
+            digest: String::new(),
+            context_length: 0,
+            ready_gangs: 0,
+        };
+        let mut models: BTreeMap<&str, ListedModel> =
+            state.models.iter().flatten().map(|name| (name.as_str(), unserved(name))).collect();
         for gang in state.gangs.values() {
+            let Some(live) = &gang.live else { continue };
             for name in &gang.names {
-                let model = models.entry(name).or_insert_with(|| ListedModel {
-                    name: name.clone(),
-                    digest: String::new(),
-                    context_length: 0,
-                    ready_gangs: 0,
-                });
-                let Some(live) = &gang.live else { continue };
+                let Some(model) = models.get_mut(name.as_str()) else { continue };
                 if model.digest.is_empty() {
                     model.digest.clone_from(&live.description.digest);
                     model.context_length = live.description.context_length;
@@ -265,12 +285,15 @@ async fn manage(shared: Arc<Shared>, mut snapshots: watch::Receiver<FleetSnapsho
     let mut tasks: BTreeMap<String, OwnedTask> = BTreeMap::new();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        shared.set_gangs(&snapshot);
-        tasks.retain(|leader, _| snapshot.gangs.iter().any(|gang| gang.leader == *leader));
-        for gang in snapshot.gangs {
-            tasks.entry(gang.leader).or_insert_with_key(|leader| {
-                OwnedTask::spawn(gang::follow(Arc::clone(&shared), leader.clone()))
-            });
+        if let Some(snapshot) = snapshot {
+            shared.set_gangs(&snapshot);
+            let leaders: BTreeSet<&str> = snapshot.leaders().collect();
+            tasks.retain(|leader, _| leaders.contains(leader.as_str()));
+            for gang in snapshot.gangs {
+                tasks.entry(gang.leader).or_insert_with_key(|leader| {
+                    OwnedTask::spawn(gang::follow(Arc::clone(&shared), leader.clone()))
+                });
+            }
         }
         if snapshots.changed().await.is_err() {
             // Nobody will say anything new: what is there stays.
@@ -286,7 +309,10 @@ impl Shared {
 
     fn set_gangs(&self, snapshot: &FleetSnapshot) {
         let mut state = self.lock();
-        state.gangs.retain(|leader, _| snapshot.gangs.iter().any(|gang| gang.leader == *leader));
+        let leaders: BTreeSet<&str> = snapshot.leaders().collect();
+        state.gangs.retain(|leader, _| leaders.contains(leader.as_str()));
+        let served = snapshot.gangs.iter().flat_map(|gang| &gang.models);
+        state.models = Some(snapshot.models.iter().chain(served).cloned().collect());
         for GangEndpoint { models, leader } in &snapshot.gangs {
             let gang = state.gangs.entry(leader.clone()).or_insert_with(|| Gang {
                 names: Vec::new(),
@@ -314,6 +340,8 @@ impl Shared {
         client: WorkerClient<Channel>,
     ) {
         let mut state = self.lock();
+        state.connections += 1;
+        let connection = state.connections;
         let Some(gang) = state.gangs.get_mut(leader) else { return };
         let in_flight = match gang.live.take() {
             Some(before) if before.description.epoch == description.epoch => before.in_flight,
@@ -322,6 +350,7 @@ impl Shared {
         gang.fault = None;
         gang.live = Some(Live {
             description,
+            connection,
             text,
             client,
             role,
@@ -337,6 +366,7 @@ impl Shared {
     fn report(&self, leader: &str, event: &WatchEvent) {
         let mut state = self.lock();
         let Some(live) = state.gangs.get_mut(leader).and_then(|gang| gang.live.as_mut()) else { return };
+        let before = (live.phase, live.role);
         live.phase = match WirePhase::try_from(event.phase) {
             Ok(WirePhase::Ready) => Phase::Ready,
             Ok(WirePhase::Draining) => Phase::Draining,
@@ -348,8 +378,12 @@ impl Shared {
         if let Some(load) = event.load {
             live.load = load;
         }
+        let changed = (live.phase, live.role) != before;
         drop(state);
-        self.changed.send_modify(|count| *count += 1);
+        // A load alone is nothing that a request waits for.
+        if changed {
+            self.changed.send_modify(|count| *count += 1);
+        }
     }
 
     /// Whether it was there before.

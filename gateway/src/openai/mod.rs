@@ -62,6 +62,8 @@ pub(crate) fn open(
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*name}", get(one_model))
         .route("/health", get(health))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(async || not_found())
         .method_not_allowed_fallback(async || wrong_method())
@@ -182,10 +184,12 @@ async fn one_model(State(door): State<Door>, name: Result<Path<String>, PathReje
         return error::response(&RequestError::invalid("model", "the model in the path is not UTF-8"));
     };
     let models = door.parts.fleet.models();
-    let served = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
-    match models.into_iter().find(|model| model.name == name) {
-        Some(model) => json(StatusCode::OK, &models::one(model, door.opened)),
-        None => error::response(&RequestError::UnknownModel { model: name, served }),
+    match models.iter().find(|model| model.name == name) {
+        Some(model) => json(StatusCode::OK, &models::one(model.clone(), door.opened)),
+        None => {
+            let served = models.iter().map(|model| model.name.as_str());
+            error::response(&RequestError::unknown_model(&name, served))
+        }
     }
 }
 
@@ -195,6 +199,17 @@ async fn health(State(door): State<Door>) -> Response<Body> {
         return json(StatusCode::SERVICE_UNAVAILABLE, &serde_json::json!({"status": "draining"}));
     }
     json(StatusCode::OK, &serde_json::json!({"status": "ok"}))
+}
+
+/// Whether clients should be sent here.
+async fn readyz(State(door): State<Door>) -> (StatusCode, &'static str) {
+    if *door.closing.borrow() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else if door.parts.fleet.discovered() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the fleet is not known yet\n")
+    }
 }
 
 async fn metrics(State(door): State<Door>) -> Response<Body> {

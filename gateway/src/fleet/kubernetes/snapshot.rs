@@ -1,0 +1,150 @@
+//! From the cluster's objects to the fleet: a pure function.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use herd_api::{labels, ports};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use kube::ResourceExt;
+use kube::core::PartialObjectMeta;
+use tracing::warn;
+
+use crate::fleet::{FleetSnapshot, GangEndpoint};
+
+/// Gangs that are followed, each over a connection of its own.
+const MAX_GANGS: usize = 4096;
+/// Services whose names are served.
+const MAX_SERVICES: usize = 4096;
+/// Names of one Service, and bytes of one of them: more than the custom resource allows.
+const MAX_NAMES: usize = 64;
+const MAX_NAME_BYTES: usize = 512;
+/// On an `EndpointSlice`: the Service it is of.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// What was found, and what of it cannot be used.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) snapshot: FleetSnapshot,
+    pub(super) problems: Problems,
+}
+
+/// What is left out, for the log.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Problems {
+    /// Services by "namespace/name".
+    pub(super) unnamed: BTreeMap<String, NamesError>,
+    pub(super) services_over: usize,
+    pub(super) gangs_over: usize,
+}
+
+/// A Service whose served names cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NamesError {
+    #[error("it has no annotation {}", labels::SERVED_NAMES)]
+    Missing,
+    #[error("its annotation {} is no JSON array of strings: {0}", labels::SERVED_NAMES)]
+    Json(String),
+    #[error("its annotation {} has {0} names; 1 to {MAX_NAMES} are allowed", labels::SERVED_NAMES)]
+    Count(usize),
+    #[error("a name in its annotation {} has {0} bytes; 1 to {MAX_NAME_BYTES} are allowed", labels::SERVED_NAMES)]
+    Length(usize),
+}
+
+impl Problems {
+    pub(super) fn tell(&self) {
+        let Self { unnamed, services_over, gangs_over } = self;
+        for (service, error) in unnamed {
+            warn!(service, "ignored a Service and its gangs: {error}");
+        }
+        if *services_over > 0 {
+            warn!("ignored {services_over} Services beyond the first {MAX_SERVICES}");
+        }
+        if *gangs_over > 0 {
+            warn!("ignored {gangs_over} gangs beyond the first {MAX_GANGS}");
+        }
+    }
+}
+
+/// The names of all Services, and the gangs that their slices hold: ready ones, and those that end their streams before they
+/// go. What cannot be used leaves out itself and nothing else; so does what is beyond the bounds.
+pub(super) fn snapshot<'a>(
+    services: impl IntoIterator<Item = &'a PartialObjectMeta<Service>>,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+) -> Found {
+    let mut problems = Problems::default();
+    let mut services: BTreeMap<(String, String), _> = services
+        .into_iter()
+        .map(|service| ((service.namespace().unwrap_or_default(), service.name_any()), service))
+        .collect();
+    while services.len() > MAX_SERVICES {
+        services.pop_last();
+        problems.services_over += 1;
+    }
+    let mut names: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+    for (key, service) in services {
+        match served_names(service) {
+            Ok(served) => drop(names.insert(key, served)),
+            Err(error) => drop(problems.unnamed.insert(format!("{}/{}", key.0, key.1), error)),
+        }
+    }
+    let mut gangs: BTreeMap<SocketAddr, BTreeSet<&String>> = BTreeMap::new();
+    for slice in slices {
+        let Some(service) = slice.labels().get(SERVICE_NAME) else { continue };
+        let key = (slice.namespace().unwrap_or_default(), service.clone());
+        let Some(served) = names.get(&key) else { continue };
+        for leader in leaders(slice) {
+            gangs.entry(leader).or_default().extend(served);
+        }
+    }
+    while gangs.len() > MAX_GANGS {
+        gangs.pop_last();
+        problems.gangs_over += 1;
+    }
+    let gangs = gangs.into_iter().map(|(leader, models)| GangEndpoint {
+        models: models.into_iter().cloned().collect(),
+        leader: leader.to_string(),
+    });
+    let gangs = gangs.collect();
+    let models = names.into_values().flatten().collect();
+    Found { snapshot: FleetSnapshot { models, gangs }, problems }
+}
+
+fn served_names(service: &PartialObjectMeta<Service>) -> Result<BTreeSet<String>, NamesError> {
+    let text = service.annotations().get(labels::SERVED_NAMES).ok_or(NamesError::Missing)?;
+    let names: Vec<String> =
+        serde_json::from_str(text).map_err(|error| NamesError::Json(error.to_string()))?;
+    if names.is_empty() || names.len() > MAX_NAMES {
+        return Err(NamesError::Count(names.len()));
+    }
+    if let Some(name) = names.iter().find(|name| name.is_empty() || name.len() > MAX_NAME_BYTES) {
+        return Err(NamesError::Length(name.len()));
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// Where the leaders of a slice are called.
+fn leaders(slice: &EndpointSlice) -> impl Iterator<Item = SocketAddr> {
+    let port = slice.ports.iter().flatten().find_map(grpc_port);
+    let serving = slice.endpoints.iter().flatten().filter(|endpoint| is_serving(endpoint));
+    // Of an endpoint's addresses only the first one means anything.
+    let addresses = serving.filter_map(|endpoint| endpoint.addresses.first()?.parse::<IpAddr>().ok());
+    addresses.filter_map(move |address| Some(SocketAddr::new(address, port?)))
+}
+
+fn grpc_port(port: &EndpointPort) -> Option<u16> {
+    if port.name.as_deref() != Some(ports::GRPC_NAME) {
+        return None;
+    }
+    u16::try_from(port.port?).ok().filter(|port| *port > 0)
+}
+
+/// Ready, or terminating and not yet done: the gang itself says that it takes nothing new.
+fn is_serving(endpoint: &Endpoint) -> bool {
+    let Some(conditions) = &endpoint.conditions else { return true };
+    conditions.ready.unwrap_or(true) || conditions.serving == Some(true)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -91,7 +91,10 @@ impl Choice<'_> {
             let full = tried.full || refusal == Refusal::Full;
             if full || !within(self.generation.deadline, wait.changed()).await? {
                 // What a gang said tells more than that there is no other one.
-                return Err(tried.last.clone().unwrap_or_else(|| RequestError::refused(&model.name, refusal)));
+                return Err(tried
+                    .last
+                    .clone()
+                    .unwrap_or_else(|| RequestError::refused(&model.name, refusal)));
             }
         }
     }

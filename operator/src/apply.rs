@@ -68,7 +68,11 @@ where
         Ok(())
     }
 
-    pub(crate) async fn patch_status(&self, name: &str, status: &impl Serialize) -> Result<(), ReconcileError> {
+    pub(crate) async fn patch_status(
+        &self,
+        name: &str,
+        status: &impl Serialize,
+    ) -> Result<(), ReconcileError> {
         let body = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "status": status});
         let params = PatchParams::apply(MANAGER).force();
         match self.api.patch_status(name, &params, &Patch::Apply(body)).await {
@@ -107,9 +111,6 @@ impl Manager {
     }
 }
 
-fn is_owned(
-    owners: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference],
-    uid: &str,
-) -> bool {
+fn is_owned(owners: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference], uid: &str) -> bool {
     owners.iter().any(|owner| owner.uid == uid)
 }

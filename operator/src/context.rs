@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use herd_control::revision::Defaults;
 use herd_control::status::Note;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use k8s_openapi::api::core::v1::ObjectReference;
 
 use crate::metrics::Metrics;
 

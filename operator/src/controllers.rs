@@ -56,8 +56,7 @@ fn config() -> Config {
 
 async fn deployments(context: Arc<Context>, namespace: Option<&str>, stop: CancellationToken) {
     let client = context.client.clone();
-    let controller =
-        Controller::new(api::<LlamaDeployment>(&client, namespace), watcher::Config::default());
+    let controller = Controller::new(api::<LlamaDeployment>(&client, namespace), watcher::Config::default());
     let all = controller.store();
     let (others, known) = (controller.store(), controller.store());
     let passes = controller
@@ -75,9 +74,9 @@ async fn deployments(context: Arc<Context>, namespace: Option<&str>, stop: Cance
                 let all = all.clone();
                 async move {
                     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-                    let pass = async {
+                    let pass = Box::pin(async {
                         deployment::reconcile(&context, &namespace, &name, &all.state()).await.map(|()| None)
-                    };
+                    });
                     watched(&context, "deployment", &namespace, &name, pass).await
                 }
             },
@@ -98,7 +97,7 @@ async fn pools(context: Arc<Context>, namespace: Option<&str>, stop: Cancellatio
         .run(
             |object, context| async move {
                 let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-                let pass = pool::reconcile(&context, &namespace, &name);
+                let pass = Box::pin(pool::reconcile(&context, &namespace, &name));
                 watched(&context, "pool", &namespace, &name, pass).await
             },
             |object, error, context| retry(&object, error, &context),

@@ -90,9 +90,8 @@ impl Of {
     ) -> Result<(), ReconcileError> {
         let plan = plan_deployment(deployment, observed);
         for planned in &plan.revisions {
-            let revision = build::revision(deployment, planned, &context.defaults).map_err(|source| {
-                ReconcileError::Encode { name: planned.revision.clone(), source }
-            })?;
+            let revision = build::revision(deployment, planned, &context.defaults)
+                .map_err(|source| ReconcileError::Encode { name: planned.revision.clone(), source })?;
             self.revisions.create(&revision, Manager::Operator).await?;
         }
         if !plan.pools.is_empty() {

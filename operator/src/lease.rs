@@ -74,7 +74,9 @@ impl Leadership {
             Ok(Ok(true)) => tracing::info!("gave the lease back"),
             Ok(Ok(false)) => tracing::info!("the lease is another's already"),
             Ok(Err(error)) => tracing::warn!(error = dynamic(&error), "failed to give the lease back"),
-            Err(_) => tracing::warn!(within = ?timing.renew_deadline, "failed to give the lease back in time"),
+            Err(_) => {
+                tracing::warn!(within = ?timing.renew_deadline, "failed to give the lease back in time");
+            }
         }
     }
 }

@@ -27,7 +27,10 @@ impl Metrics {
         let registry = Registry::new();
         let metrics = Self {
             reconciles: IntCounterVec::new(
-                Opts::new("herd_operator_reconciles_total", "Passes over an object, by controller and outcome."),
+                Opts::new(
+                    "herd_operator_reconciles_total",
+                    "Passes over an object, by controller and outcome.",
+                ),
                 &["controller", "outcome"],
             )?,
             seconds: HistogramVec::new(

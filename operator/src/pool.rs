@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use herd_api::{LlamaPool, labels, names};
+use herd_control::build;
 use herd_control::gang::{Gang, PodId, gangs};
 use herd_control::plan::{Deletion, PoolPlan, plan_pool};
 use herd_control::revision::GangTemplate;
 use herd_control::status::{Note, PoolView, notes, pool_status};
-use herd_control::build;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -88,7 +88,8 @@ async fn make(
         let pod = build::pod(input).map_err(|source| ReconcileError::Source { name: name(), source })?;
         // An id that is taken is tried again with another one in the next pass.
         pods.create(&pod, Manager::Operator).await?;
-        tell(context, about, "CreateGang", "GangCreated", format!("gang {gang} of revision {revision}")).await;
+        tell(context, about, "CreateGang", "GangCreated", format!("gang {gang} of revision {revision}"))
+            .await;
     }
     Ok(())
 }

@@ -99,19 +99,26 @@ impl State {
 }
 
 /// `stated` as conditions: the time of one whose status is what it was stays.
-pub fn merge(before: &[Condition], stated: &[State], generation: Option<i64>, now: Timestamp) -> Vec<Condition> {
+pub fn merge(
+    before: &[Condition],
+    stated: &[State],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
     stated
         .iter()
         .map(|state| {
             let status = state.status_word();
-            let same = before.iter().find(|condition| condition.type_ == state.type_ && condition.status == status);
+            let same =
+                before.iter().find(|condition| condition.type_ == state.type_ && condition.status == status);
             Condition {
                 type_: state.type_.to_owned(),
                 status: status.to_owned(),
                 reason: state.reason.clone(),
                 message: state.message.clone(),
                 observed_generation: generation,
-                last_transition_time: same.map_or(Time(now), |condition| condition.last_transition_time.clone()),
+                last_transition_time: same
+                    .map_or(Time(now), |condition| condition.last_transition_time.clone()),
             }
         })
         .collect()

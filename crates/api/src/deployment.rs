@@ -1,5 +1,7 @@
 //! LlamaDeployment: one served model.
 
+#![allow(clippy::doc_markdown, reason = "the comments are the descriptions that kubectl explain prints")]
+#![allow(clippy::duplicated_attributes, reason = "printer columns share types")]
 #![expect(unreachable_pub, reason = "KubeSchema makes a copy of each struct inside of a function")]
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! LlamaPool: the gangs of one role. It outlives revisions, so that a scaler has one stable target.
 
+#![allow(clippy::doc_markdown, reason = "the comments are the descriptions that kubectl explain prints")]
+#![allow(clippy::duplicated_attributes, reason = "printer columns share types")]
 #![expect(unreachable_pub, reason = "KubeSchema makes a copy of each struct inside of a function")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -29,9 +31,18 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Desired", type_ = "integer", json_path = ".spec.replicas"),
     printcolumn(name = "Gangs", type_ = "integer", json_path = ".status.replicas"),
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.readyReplicas"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1)
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct LlamaPoolSpec {

@@ -51,7 +51,9 @@ impl std::str::FromStr for ModelSource {
                 let (claim, folder) = rest.split_once('/').unwrap_or((rest, ""));
                 let folder = folder.trim_matches('/');
                 if folder.split('/').any(|part| part == "..") {
-                    return Err(SourceError(format!("model.source {text:?}: the folder must not contain \"..\"")));
+                    return Err(SourceError(format!(
+                        "model.source {text:?}: the folder must not contain \"..\""
+                    )));
                 }
                 Ok(Self::Claim { claim: claim.to_owned(), folder: folder.to_owned() })
             }

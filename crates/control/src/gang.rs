@@ -89,7 +89,10 @@ pub fn gangs(pods: &[Pod]) -> Vec<Gang> {
 }
 
 /// A gang is what its worst pod is.
-fn join(gang: &mut Gang, Gang { id: _, revision: _, pods, phase, created, restarts, trouble, address }: Gang) {
+fn join(
+    gang: &mut Gang,
+    Gang { id: _, revision: _, pods, phase, created, restarts, trouble, address }: Gang,
+) {
     gang.pods.extend(pods);
     gang.phase = worst(gang.phase, phase);
     gang.created = gang.created.min(created);
@@ -140,7 +143,8 @@ fn phase(status: &PodStatus, deleted: bool, scheduled: bool) -> (GangPhase, Opti
     if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
         return (GangPhase::Failed, Some(lost(status)));
     }
-    let condition = |type_: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == type_);
+    let condition =
+        |type_: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == type_);
     if condition("Ready").is_some_and(|ready| ready.status == "True") {
         return (GangPhase::Ready, None);
     }
@@ -193,8 +197,13 @@ fn cannot_start(container: &ContainerStatus) -> Option<Trouble> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let kubelet = waiting.reason.as_deref()?;
     let reason = match kubelet {
-        "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName"
-        | "ImageInspectError" | "RegistryUnavailable" | "ErrImageVolumePull" => reason::IMAGE_PULL_FAILED,
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "ErrImageNeverPull"
+        | "InvalidImageName"
+        | "ImageInspectError"
+        | "RegistryUnavailable"
+        | "ErrImageVolumePull" => reason::IMAGE_PULL_FAILED,
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => kubelet,
         _ => return None,
     };

@@ -93,7 +93,10 @@ fn canonical(spec: &GangSpec, out: &mut String) {
         field("nodeSelector", Some(format!("{name}={value}")));
     }
     for Toleration { effect, key, operator, toleration_seconds, value } in tolerations {
-        field("toleration", Some(format!("{effect:?} {key:?} {operator:?} {toleration_seconds:?} {value:?}")));
+        field(
+            "toleration",
+            Some(format!("{effect:?} {key:?} {operator:?} {toleration_seconds:?} {value:?}")),
+        );
     }
     field("priorityClassName", priority_class_name.clone());
     field("terminationGracePeriodSeconds", Some(termination_grace_period_seconds.to_string()));
@@ -107,9 +110,7 @@ pub(crate) fn dtype_word(dtype: Dtype) -> &'static str {
     }
 }
 
-pub(crate) fn quantity_text(
-    quantity: &k8s_openapi::apimachinery::pkg::util::intstr::IntOrString,
-) -> String {
+pub(crate) fn quantity_text(quantity: &k8s_openapi::apimachinery::pkg::util::intstr::IntOrString) -> String {
     use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::{Int, String};
     match quantity {
         Int(number) => number.to_string(),
@@ -127,7 +128,8 @@ impl GangTemplate {
     /// As it was stored.
     pub fn read(stored: &ControllerRevision) -> Result<Self, RevisionError> {
         let name = || stored.metadata.name.clone().unwrap_or_default();
-        serde_json::from_value(stored.data.0.clone()).map_err(|source| RevisionError::Data { name: name(), source })
+        serde_json::from_value(stored.data.0.clone())
+            .map_err(|source| RevisionError::Data { name: name(), source })
     }
 
     /// Where its weights are.

@@ -149,7 +149,12 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
     let roles = match (prefill, decode, unified) {
         (Some(prefill), Some(decode), None) => vec![(Role::Prefill, prefill), (Role::Decode, decode)],
         (None, None, Some(unified)) => vec![(Role::Unified, unified)],
-        _ => return Err(refusal(reason::POOLS_INVALID, "give either prefill and decode, or unified".to_owned())),
+        _ => {
+            return Err(refusal(
+                reason::POOLS_INVALID,
+                "give either prefill and decode, or unified".to_owned(),
+            ));
+        }
     };
     check_source(&model.source)?;
     check_accelerator(*accelerator)?;
@@ -164,10 +169,17 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
         if min_replicas > max_replicas {
             return Err(refusal(
                 reason::POOLS_INVALID,
-                format!("{role}.minReplicas {min_replicas} must be at most {role}.maxReplicas {max_replicas}"),
+                format!(
+                    "{role}.minReplicas {min_replicas} must be at most {role}.maxReplicas {max_replicas}"
+                ),
             ));
         }
-        pools.push(ValidatedPool { role, min_replicas, max_replicas, gang: gang_spec(model, tensor, &worker) });
+        pools.push(ValidatedPool {
+            role,
+            min_replicas,
+            max_replicas,
+            gang: gang_spec(model, tensor, &worker),
+        });
     }
     let (taken, served_names): (Vec<_>, Vec<_>) =
         served_names(model, &name).into_iter().partition(|name| claims.0.contains_key(name));
@@ -212,7 +224,8 @@ fn check_accelerator(accelerator: Option<Accelerator>) -> Result<(), Refusal> {
         AcceleratorKind::CPU => Ok(()),
         AcceleratorKind::GPU => Err(refusal(
             reason::ACCELERATOR_NOT_SUPPORTED,
-            "accelerator.kind GPU, which is the default, is not served yet: set accelerator: {kind: CPU}".to_owned(),
+            "accelerator.kind GPU, which is the default, is not served yet: set accelerator: {kind: CPU}"
+                .to_owned(),
         )),
     }
 }

@@ -281,7 +281,7 @@ impl Fleet {
 }
 
 /// Starts and ends the gangs' tasks as discovery has it.
-async fn manage(shared: Arc<Shared>, mut snapshots: watch::Receiver<FleetSnapshot>) {
+async fn manage(shared: Arc<Shared>, mut snapshots: watch::Receiver<Option<FleetSnapshot>>) {
     let mut tasks: BTreeMap<String, OwnedTask> = BTreeMap::new();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();

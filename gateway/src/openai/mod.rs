@@ -184,13 +184,11 @@ async fn one_model(State(door): State<Door>, name: Result<Path<String>, PathReje
         return error::response(&RequestError::invalid("model", "the model in the path is not UTF-8"));
     };
     let models = door.parts.fleet.models();
-    match models.iter().find(|model| model.name == name) {
-        Some(model) => json(StatusCode::OK, &models::one(model.clone(), door.opened)),
-        None => {
-            let served = models.iter().map(|model| model.name.as_str());
-            error::response(&RequestError::unknown_model(&name, served))
-        }
+    if let Some(model) = models.iter().find(|model| model.name == name) {
+        return json(StatusCode::OK, &models::one(model.clone(), door.opened));
     }
+    let served = models.iter().map(|model| model.name.as_str());
+    error::response(&RequestError::unknown_model(&name, served))
 }
 
 /// Whether this process serves; whether a model does is in the list of models.

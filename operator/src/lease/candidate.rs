@@ -64,13 +64,12 @@ impl Candidate {
     async fn write(&mut self, seen: Option<Lease>) -> Result<Attempt, LeaseError> {
         let spec = Some(self.election.claim(Timestamp::now()));
         let sent = Instant::now();
-        let written = match seen {
-            Some(lease) => self.replace(&Lease { spec, ..lease }).await?,
-            None => {
-                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-                let lease = Lease { metadata, spec };
-                self.request("create", self.api.create(&PostParams::default(), &lease)).await?
-            }
+        let written = if let Some(lease) = seen {
+            self.replace(&Lease { spec, ..lease }).await?
+        } else {
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            let lease = Lease { metadata, spec };
+            self.request("create", self.api.create(&PostParams::default(), &lease)).await?
         };
         self.election.observe(written.spec.as_ref(), Instant::now());
         self.written = Some(written);

@@ -3,9 +3,6 @@
 //! No clock of another machine is read: a record is old when it has looked the same for so long on the candidate's own
 //! clock. So clocks may differ by any amount, if only they run at about the same rate.
 
-#[cfg(test)]
-mod simulation;
-
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -152,9 +149,8 @@ mod tests {
     #[test]
     fn verdicts() {
         let since = Instant::now();
-        let verdict = |spec, age| {
-            evaluate(Some(&Observed { spec, since }), since + Duration::from_millis(age), "a")
-        };
+        let verdict =
+            |spec, age| evaluate(Some(&Observed { spec, since }), since + Duration::from_millis(age), "a");
         let until = since + Duration::from_secs(15);
         assert_eq!(evaluate(None, since, "a"), Verdict::Acquire);
         assert_eq!(verdict(record("a"), 60_000), Verdict::Hold);
@@ -190,10 +186,16 @@ mod tests {
         let later = Timestamp::from_second(7).unwrap();
         let renewed = election.claim(later);
         assert_eq!(renewed.lease_transitions, Some(0));
-        assert_eq!((renewed.acquire_time, renewed.renew_time), (Some(MicroTime(wall)), Some(MicroTime(later))));
+        assert_eq!(
+            (renewed.acquire_time, renewed.renew_time),
+            (Some(MicroTime(wall)), Some(MicroTime(later)))
+        );
         election.observe(Some(&LeaseSpec { lease_transitions: Some(4), ..record("b") }), start);
         let taken = election.claim(later);
         assert_eq!(taken.lease_transitions, Some(5));
-        assert_eq!((taken.holder_identity.as_deref(), taken.acquire_time), (Some("a"), Some(MicroTime(later))));
+        assert_eq!(
+            (taken.holder_identity.as_deref(), taken.acquire_time),
+            (Some("a"), Some(MicroTime(later)))
+        );
     }
 }

@@ -10,8 +10,8 @@ use super::*;
 
 /// A lease nobody waits for, renewed often, with a deadline that a busy machine keeps.
 const LONG: Timing = Timing {
-    lease_duration: Duration::from_secs(3600),
-    renew_deadline: Duration::from_secs(1800),
+    lease_duration: Duration::from_hours(1),
+    renew_deadline: Duration::from_mins(30),
     retry_period: Duration::from_millis(5),
 };
 

@@ -1,7 +1,7 @@
 //! Kubernetes objects from plans. Objects for server-side apply say only what the operator owns.
 
-mod policy;
 mod pod;
+mod policy;
 mod pool;
 mod revision;
 mod services;

@@ -109,10 +109,8 @@ fn model(source: &ModelSource) -> (Volume, VolumeMount) {
     };
     match source {
         ModelSource::Claim { claim, folder } => {
-            volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
-                claim_name: claim.clone(),
-                read_only: Some(true),
-            });
+            volume.persistent_volume_claim =
+                Some(PersistentVolumeClaimVolumeSource { claim_name: claim.clone(), read_only: Some(true) });
             mount.sub_path = (!folder.is_empty()).then(|| folder.clone());
         }
         // The others are refused before a revision is made of them.
@@ -154,11 +152,8 @@ fn worker(template: &GangTemplate, gang: &str, revision: &str, model: VolumeMoun
 
 /// The operator's own, with the user's after them.
 fn env(spec: &GangSpec, gang: &str, revision: &str) -> Vec<EnvVar> {
-    let value = |name: &str, value: String| EnvVar {
-        name: name.to_owned(),
-        value: Some(value),
-        value_from: None,
-    };
+    let value =
+        |name: &str, value: String| EnvVar { name: name.to_owned(), value: Some(value), value_from: None };
     let field = |name: &str, path: String| EnvVar {
         name: name.to_owned(),
         value: None,
@@ -197,7 +192,8 @@ fn container_ports(tensor: usize) -> Vec<ContainerPort> {
         protocol: Some("TCP".to_owned()),
         ..ContainerPort::default()
     };
-    let fixed = [port(ports::GRPC_NAME.to_owned(), ports::GRPC), port(ports::HTTP_NAME.to_owned(), ports::HTTP)];
+    let fixed =
+        [port(ports::GRPC_NAME.to_owned(), ports::GRPC), port(ports::HTTP_NAME.to_owned(), ports::HTTP)];
     let ranks = (0..tensor).map(|rank| port(format!("kv-{rank}"), ports::KV + rank as i32));
     fixed.into_iter().chain(ranks).collect()
 }
@@ -205,7 +201,8 @@ fn container_ports(tensor: usize) -> Vec<ContainerPort> {
 fn resources(spec: &GangSpec) -> Option<ResourceRequirements> {
     let herd_api::Resources { requests, limits } = spec.resources.as_ref()?;
     let quantities = |list: &BTreeMap<String, IntOrString>| -> Option<BTreeMap<String, Quantity>> {
-        let quantity = |(name, quantity): (&String, &IntOrString)| (name.clone(), Quantity(quantity_text(quantity)));
+        let quantity =
+            |(name, quantity): (&String, &IntOrString)| (name.clone(), Quantity(quantity_text(quantity)));
         (!list.is_empty()).then(|| list.iter().map(quantity).collect())
     };
     Some(ResourceRequirements {

@@ -23,7 +23,9 @@ pub fn disruption_budget(deployment: &ValidatedDeployment, role: Role) -> PodDis
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(1)),
             selector: Some(LabelSelector {
-                match_labels: Some(BTreeMap::from(selector.map(|(key, value)| (key.to_owned(), value.to_owned())))),
+                match_labels: Some(BTreeMap::from(
+                    selector.map(|(key, value)| (key.to_owned(), value.to_owned())),
+                )),
                 match_expressions: None,
             }),
             // A pod that is not Ready serves nobody: it never holds up a node that is emptied.

@@ -11,7 +11,8 @@ use crate::ValidatedDeployment;
 
 /// Headless, of the leaders that are ready; names the models they serve.
 pub fn leaders_service(deployment: &ValidatedDeployment) -> Service {
-    let mut service = headless(deployment, names::leaders_service(&deployment.name), labels::ENDPOINTS_LEADERS);
+    let mut service =
+        headless(deployment, names::leaders_service(&deployment.name), labels::ENDPOINTS_LEADERS);
     let served = serde_json::Value::from(deployment.served_names.clone()).to_string();
     service.metadata.annotations = Some(BTreeMap::from([(labels::SERVED_NAMES.to_owned(), served)]));
     if let Some(spec) = &mut service.spec {

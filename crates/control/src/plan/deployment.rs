@@ -104,7 +104,7 @@ fn replaced_pools(deployment: &ValidatedDeployment, pools: &[LlamaPool]) -> Vec<
         pool.and_then(|pool| pool.status.as_ref()).is_some_and(|status| status.ready_replicas > 0)
     };
     if deployment.pools.iter().all(|pool| serves(pool.role)) {
-        pools.iter().filter(|pool| !wanted(pool.spec.role)).map(|pool| pool.name_any()).collect()
+        pools.iter().filter(|pool| !wanted(pool.spec.role)).map(kube::ResourceExt::name_any).collect()
     } else {
         Vec::new()
     }

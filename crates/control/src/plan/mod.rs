@@ -2,6 +2,8 @@
 
 mod deployment;
 mod pool;
+#[cfg(test)]
+mod tests;
 
 pub use deployment::{DeploymentPlan, ObservedDeployment, PlannedPool, PlannedRevision, plan_deployment};
 pub use pool::{Deletion, PoolPlan, plan_pool};

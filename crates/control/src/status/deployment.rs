@@ -129,9 +129,8 @@ fn refused(pools: &[Pool<'_>], Refusal { type_, reason, message }: &Refusal) -> 
 }
 
 fn accepted(pools: &[Pool<'_>], name_taken: Option<(&str, bool)>) -> Vec<State> {
-    let mut degraded = first_of(pools, condition::DEGRADED, "True").unwrap_or_else(|| {
-        state(condition::DEGRADED, false, reason::AS_EXPECTED, "no gang has failed")
-    });
+    let mut degraded = first_of(pools, condition::DEGRADED, "True")
+        .unwrap_or_else(|| state(condition::DEGRADED, false, reason::AS_EXPECTED, "no gang has failed"));
     let mut ready = is_ready(pools);
     if let Some((message, names_left)) = name_taken {
         if degraded.status != Some(true) {
@@ -157,21 +156,18 @@ fn is_ready(pools: &[Pool<'_>]) -> State {
         return state(condition::READY, true, reason, message);
     }
     // A pool that knows why says more than one that waits.
-    let said = |pool: &&Pool<'_>| pool.condition(condition::READY).filter(|ready| ready.status == "False").cloned();
+    let said =
+        |pool: &&Pool<'_>| pool.condition(condition::READY).filter(|ready| ready.status == "False").cloned();
     let reasons: Vec<(Role, Condition)> =
         not_ready.iter().filter_map(|pool| said(pool).map(|ready| (pool.role, ready))).collect();
     let told = reasons.iter().find(|(_, ready)| ready.reason != reason::NO_GANG_READY).or(reasons.first());
-    match told {
-        Some((role, ready)) => {
-            let message = format!("{role}: {}", ready.message);
-            state(condition::READY, false, &ready.reason, message)
-        }
-        None => {
-            let pool = not_ready[0];
-            let message = format!("{}: none of {} is ready yet", pool.role, count_of(pool.desired));
-            state(condition::READY, false, reason::NO_GANG_READY, message)
-        }
+    if let Some((role, ready)) = told {
+        let message = format!("{role}: {}", ready.message);
+        return state(condition::READY, false, &ready.reason, message);
     }
+    let Pool { role, desired, .. } = not_ready[0];
+    let message = format!("{role}: none of {} is ready yet", count_of(*desired));
+    state(condition::READY, false, reason::NO_GANG_READY, message)
 }
 
 fn progressing(pools: &[Pool<'_>]) -> State {
@@ -179,8 +175,7 @@ fn progressing(pools: &[Pool<'_>]) -> State {
         let message = format!("{}: gangs of an earlier revision are being replaced", pool.role);
         return state(condition::PROGRESSING, true, reason::REVISION_CHANGING, message);
     }
-    let changing =
-        |pool: &&Pool<'_>| !pool.current || pool.ready != pool.desired || pool.draining > 0;
+    let changing = |pool: &&Pool<'_>| !pool.current || pool.ready != pool.desired || pool.draining > 0;
     match pools.iter().find(changing) {
         Some(pool) => {
             let Pool { role, desired, ready, draining, .. } = pool;
@@ -198,7 +193,8 @@ fn scheduled(pools: &[Pool<'_>]) -> State {
     if let Some(state) = first_of(pools, condition::SCHEDULED, "False") {
         return state;
     }
-    let known = pools.iter().all(|pool| pool.condition(condition::SCHEDULED).is_some_and(|c| c.status == "True"));
+    let known =
+        pools.iter().all(|pool| pool.condition(condition::SCHEDULED).is_some_and(|c| c.status == "True"));
     if known && !pools.is_empty() {
         state(condition::SCHEDULED, true, reason::AS_EXPECTED, "every pod has a node")
     } else {

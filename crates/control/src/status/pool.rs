@@ -90,10 +90,10 @@ fn is_ready(desired: i32, ready: i32, worst: Option<&Trouble>) -> State {
 }
 
 fn scheduled(gangs: &[Gang]) -> State {
-    let state = |status, reason: &str, message: &str| State::new(condition::SCHEDULED, status, reason, message);
-    let of_kind = |gang: &Gang| {
-        gang.trouble.clone().filter(|trouble| trouble.kind == TroubleKind::Scheduling)
-    };
+    let state =
+        |status, reason: &str, message: &str| State::new(condition::SCHEDULED, status, reason, message);
+    let of_kind =
+        |gang: &Gang| gang.trouble.clone().filter(|trouble| trouble.kind == TroubleKind::Scheduling);
     if let Some(Trouble { kind: _, reason, message }) = gangs.iter().find_map(of_kind) {
         return state(Some(false), &reason, &message);
     }
@@ -104,9 +104,8 @@ fn scheduled(gangs: &[Gang]) -> State {
 }
 
 fn model_available(ready: i32, worst: Option<&Trouble>) -> State {
-    let state = |status, reason: &str, message: &str| {
-        State::new(condition::MODEL_AVAILABLE, status, reason, message)
-    };
+    let state =
+        |status, reason: &str, message: &str| State::new(condition::MODEL_AVAILABLE, status, reason, message);
     match worst {
         _ if ready > 0 => state(Some(true), reason::LOADED, "a gang has loaded the model"),
         Some(Trouble { kind: TroubleKind::Source, reason, message }) => state(Some(false), reason, message),
@@ -116,9 +115,11 @@ fn model_available(ready: i32, worst: Option<&Trouble>) -> State {
 
 fn degraded(worst: Option<&Trouble>) -> State {
     match worst {
-        Some(Trouble { kind: TroubleKind::Worker | TroubleKind::Source | TroubleKind::Lost, reason, message }) => {
-            State::new(condition::DEGRADED, Some(true), reason, message)
-        }
+        Some(Trouble {
+            kind: TroubleKind::Worker | TroubleKind::Source | TroubleKind::Lost,
+            reason,
+            message,
+        }) => State::new(condition::DEGRADED, Some(true), reason, message),
         _ => State::new(condition::DEGRADED, Some(false), reason::AS_EXPECTED, "no gang has failed"),
     }
 }

@@ -60,13 +60,13 @@ impl KubernetesFleet {
         // Else the time that a connection was idle would count.
         config.reset_reader_on_write = true;
         let client = Client::try_from(config).map_err(|error| KubernetesError::Client(Box::new(error)))?;
-        Ok(Self::start(client, namespace))
+        Ok(Self::start(&client, namespace))
     }
 
     /// Of this client's cluster.
-    pub fn start(client: Client, namespace: Option<&str>) -> Self {
-        let services = api(&client, namespace);
-        let slices = api(&client, namespace);
+    pub fn start(client: &Client, namespace: Option<&str>) -> Self {
+        let services = api(client, namespace);
+        let slices = api(client, namespace);
         let (sender, found) = watch::channel(None);
         Self { found, _task: OwnedTask::spawn(follow(services, slices, sender)) }
     }

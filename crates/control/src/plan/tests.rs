@@ -98,7 +98,7 @@ proptest! {
             prop_assert!(ready(&gangs) >= before);
             gangs.retain(|gang| gang.phase != GangPhase::Draining);
             for gang in &mut gangs {
-                if matches!(gang.phase, GangPhase::Starting | GangPhase::Pending) {
+                if matches!(gang.phase, GangPhase::Starting | GangPhase::Pending | GangPhase::CrashLooping) {
                     gang.phase = GangPhase::Ready;
                 }
             }

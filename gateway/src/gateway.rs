@@ -18,7 +18,7 @@ use crate::ports::PortError;
 use crate::request::GenerationRequest;
 use crate::task::OwnedTask;
 use crate::validate::validate;
-use crate::{Limits, RequestError, grpc, openai};
+use crate::{Discovery, Limits, RequestError, grpc, openai};
 
 /// The front door, for as long as it is held.
 pub struct Gateway {
@@ -28,6 +28,8 @@ pub struct Gateway {
     parts: Arc<Parts>,
     cut: CancellationToken,
     _fleet: Arc<Fleet>,
+    /// Held for its task: dropped, it finds nothing new.
+    _discovery: Arc<dyn Discovery>,
 }
 
 /// A gateway that does not start.
@@ -104,7 +106,7 @@ impl Gateway {
             openai::open(http.listen()?, Arc::clone(&parts), closing.subscribe(), cut.clone()),
         ];
         info!(http = %addresses.http, grpc = %addresses.grpc, "listening");
-        Ok(Self { addresses, closing, doors, parts, cut, _fleet: fleet })
+        Ok(Self { addresses, closing, doors, parts, cut, _fleet: fleet, _discovery: discovery })
     }
 
     /// Where it listens.
@@ -115,7 +117,7 @@ impl Gateway {
     /// Takes nothing new, lets requests end for as long as [`Limits::drain`] says, and ends those that are left with an
     /// error. Connections without a request are not waited for.
     pub async fn shutdown(self) {
-        let Self { addresses: _, closing, doors, parts, cut, _fleet } = self;
+        let Self { addresses: _, closing, doors, parts, cut, _fleet, _discovery } = self;
         closing.send_replace(true);
         if timeout(parts.limits.drain, parts.admission.drain()).await.is_err() {
             info!("ended requests that did not end in time");

@@ -31,7 +31,7 @@ pub struct WorkerOptions {
     pub revision: String,
     /// Named by the operator; None: a random one.
     pub gang_id: Option<String>,
-    /// What is routed here to begin with.
+    /// What is routed here to begin with; `SetRole` changes it while the worker runs.
     pub role: Role,
     /// How long a drain waits for running requests unless its caller says otherwise.
     pub drain_deadline: Duration,

@@ -2,14 +2,17 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that panics has failed")]
 
+mod binary;
 mod cancelling;
 mod chat;
 mod completions;
 mod golden;
 mod grpc;
+mod kubernetes;
 mod overload;
 mod refusals;
 mod routing;
 mod streams;
 mod support;
+mod waiting;
 mod workers;

@@ -4,9 +4,10 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use herd_proto::internal::v1::DecodeRequest;
 use herd_proto::internal::v1::worker_client::WorkerClient;
+use herd_proto::internal::v1::{DecodeRequest, DescribeRequest, Role, SetRoleRequest};
 use tokio::io::AsyncBufReadExt as _;
+use tonic::transport::Channel;
 
 use crate::gangs::{request, soon};
 use crate::stub::Stub;
@@ -64,11 +65,11 @@ fn sigterm_drains_and_exits_with_success() {
     assert_eq!(worker.wait().unwrap().code(), Some(0));
 }
 
-#[tokio::test]
-async fn a_second_sigterm_cuts_what_runs() {
-    let mut command = tokio::process::Command::from(herd_worker());
-    command.arg("--model-dir").arg(fixture()).args(["--kv-blocks", "8", "--log-format", "json"]);
-    let mut worker = command.args(["--drain-deadline", "3600"]).kill_on_drop(true).spawn().unwrap();
+type Log = tokio::io::Lines<tokio::io::BufReader<tokio::process::ChildStderr>>;
+
+/// Runs it until it is ready.
+async fn ready(mut command: tokio::process::Command) -> (tokio::process::Child, Log, WorkerClient<Channel>) {
+    let mut worker = command.kill_on_drop(true).spawn().unwrap();
     let mut lines = tokio::io::BufReader::new(worker.stderr.take().unwrap()).lines();
     let ready = soon(async {
         loop {
@@ -80,7 +81,36 @@ async fn a_second_sigterm_cuts_what_runs() {
     })
     .await;
     let address = format!("http://{}", ready["fields"]["endpoint"].as_str().unwrap());
-    let mut client = WorkerClient::connect(address).await.unwrap();
+    (worker, lines, WorkerClient::connect(address).await.unwrap())
+}
+
+#[tokio::test]
+async fn it_begins_in_the_role_it_is_given() {
+    for (given, role) in
+        [(None, Role::Unified), (Some("prefill"), Role::Prefill), (Some("decode"), Role::Decode)]
+    {
+        let mut command = tokio::process::Command::from(herd_worker());
+        command.arg("--model-dir").arg(fixture()).args(["--kv-blocks", "8", "--log-format", "json"]);
+        command.env_remove("HERD_ROLE").envs(given.map(|role| ("HERD_ROLE", role)));
+        let (_worker, _log, mut client) = ready(command).await;
+        let described = client.describe(DescribeRequest {}).await.unwrap().into_inner();
+        assert_eq!(described.role(), role);
+        let other = if role == Role::Decode { Role::Prefill } else { Role::Decode };
+        client.set_role(SetRoleRequest { role: other.into() }).await.unwrap();
+        assert_eq!(client.describe(DescribeRequest {}).await.unwrap().into_inner().role(), other);
+    }
+    let mut command = herd_worker();
+    let refused = command.arg("--model-dir").arg(fixture()).args(["--role", "leader"]).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("unified, prefill, decode"), "{said}");
+}
+
+#[tokio::test]
+async fn a_second_sigterm_cuts_what_runs() {
+    let mut command = tokio::process::Command::from(herd_worker());
+    command.arg("--model-dir").arg(fixture()).args(["--kv-blocks", "8", "--log-format", "json"]);
+    command.args(["--drain-deadline", "3600"]);
+    let (mut worker, mut lines, mut client) = ready(command).await;
     // A request that runs: its prefill never ends.
     let mut stub = Stub::start().await;
     let asked = DecodeRequest { prefill_peer: stub.address.clone(), ..request(vec![1; 100], 10) };

@@ -41,15 +41,13 @@ pub(super) struct Problems {
 /// A Service whose served names cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NamesError {
-    #[error("it has no annotation {}", labels::SERVED_NAMES)]
+    #[error("it has none")]
     Missing,
-    #[error("its annotation herd.dev/served-names is no JSON array of strings: {0}")]
+    #[error("they are no JSON array of strings: {0}")]
     Json(String),
-    #[error("its annotation herd.dev/served-names has {0} names; 1 to {MAX_NAMES} are allowed")]
+    #[error("they are {0}; 1 to {MAX_NAMES} are allowed")]
     Count(usize),
-    #[error(
-        "a name in its annotation herd.dev/served-names has {0} bytes; 1 to {MAX_NAME_BYTES} are allowed"
-    )]
+    #[error("one has {0} bytes; 1 to {MAX_NAME_BYTES} are allowed")]
     Length(usize),
 }
 
@@ -57,7 +55,7 @@ impl Problems {
     pub(super) fn tell(&self) {
         let Self { unnamed, services_over, gangs_over } = self;
         for (service, error) in unnamed {
-            warn!(service, "ignored a Service and its gangs: {error}");
+            warn!(service, %error, "ignored a Service and its gangs: no use of its {}", labels::SERVED_NAMES);
         }
         if *services_over > 0 {
             warn!("ignored {services_over} Services beyond the first {MAX_SERVICES}");
@@ -148,46 +146,4 @@ fn is_serving(endpoint: &Endpoint) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn service(names: &str) -> PartialObjectMeta<Service> {
-        let metadata =
-            json!({"name": "m-leaders", "namespace": "n", "annotations": {"herd.dev/served-names": names}});
-        serde_json::from_value(json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata})).unwrap()
-    }
-
-    fn slice(address: &str, ready: bool, serving: bool) -> EndpointSlice {
-        serde_json::from_value(json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {"name": "m-leaders-x", "namespace": "n", "labels": {"kubernetes.io/service-name": "m-leaders"}},
-            "ports": [{"name": "grpc", "port": 9000}],
-            "endpoints": [{"addresses": [address], "conditions": {"ready": ready, "serving": serving}}],
-        }))
-        .unwrap()
-    }
-
-    fn leaders(names: &str, slices: &[EndpointSlice]) -> (Vec<String>, usize) {
-        let services = [service(names)];
-        let Found { snapshot, .. } = snapshot(services.iter(), slices.iter());
-        (snapshot.gangs.into_iter().map(|gang| gang.leader).collect(), snapshot.models.len())
-    }
-
-    #[test]
-    fn gangs_are_those_that_are_ready_or_still_end_their_streams() {
-        let ready = slice("10.0.0.1", true, true);
-        let drains = slice("10.0.0.2", false, true);
-        let loads = slice("10.0.0.3", false, false);
-        let (found, models) = leaders("[\"a\", \"b\"]", &[ready.clone(), drains, loads, ready]);
-        assert_eq!(found, ["10.0.0.1:9000", "10.0.0.2:9000"]);
-        assert_eq!(models, 2);
-    }
-
-    #[test]
-    fn a_name_is_known_without_gangs_and_an_annotation_that_is_none_names_nothing() {
-        assert_eq!(leaders("[\"a\"]", &[]), (vec![], 1));
-        assert_eq!(leaders("a", &[slice("10.0.0.1", true, true)]), (vec![], 0));
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! What the tests are made of.
 
+pub(crate) mod api_server;
 pub(crate) mod fleet;
 pub(crate) mod http;
 pub(crate) mod scripted;
@@ -7,7 +8,7 @@ pub(crate) mod scripted;
 use std::sync::Arc;
 use std::time::Duration;
 
-use herd_gateway::{FixedFleet, GangEndpoint, Gateway, GatewayOptions, Limits, ReservedPort};
+use herd_gateway::{Discovery, FixedFleet, GangEndpoint, Gateway, GatewayOptions, Limits, ReservedPort};
 use herd_proto::v1::inference_client::InferenceClient;
 use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, TextModel};
 use tonic::transport::Channel;
@@ -45,9 +46,9 @@ fn built_text_model() -> Arc<TextModel> {
 }
 
 /// A gateway on free ports.
-pub(crate) struct Running {
+pub(crate) struct Running<F = FixedFleet> {
     pub(crate) gateway: Gateway,
-    pub(crate) fleet: Arc<FixedFleet>,
+    pub(crate) fleet: Arc<F>,
 }
 
 /// In front of these leaders, all serving `tiny`, once all are Ready.
@@ -60,16 +61,25 @@ pub(crate) fn endpoint(leader: &str) -> GangEndpoint {
 }
 
 pub(crate) async fn gateway_with<L: AsRef<str>>(leaders: &[L], limits: Limits) -> Running {
-    let fleet = Arc::new(FixedFleet::new(leaders.iter().map(|leader| endpoint(leader.as_ref())).collect()));
+    let fleet = FixedFleet::new(leaders.iter().map(|leader| endpoint(leader.as_ref())).collect());
+    gateway_of(fleet, limits, (!leaders.is_empty()).then_some(PATIENCE)).await
+}
+
+pub(crate) async fn gateway_of<F: Discovery + 'static>(
+    fleet: F,
+    limits: Limits,
+    ready_within: Option<Duration>,
+) -> Running<F> {
+    let fleet = Arc::new(fleet);
     let any = "127.0.0.1:0".parse().unwrap();
     let (http, grpc) = (ReservedPort::reserve(any).unwrap(), ReservedPort::reserve(any).unwrap());
     let mut options = GatewayOptions::new(Arc::clone(&fleet) as _, http, grpc);
     options.limits = limits;
-    options.ready_within = (!leaders.is_empty()).then_some(PATIENCE);
+    options.ready_within = ready_within;
     Running { gateway: Gateway::start(options).await.unwrap(), fleet }
 }
 
-impl Running {
+impl<F> Running<F> {
     pub(crate) async fn grpc(&self) -> InferenceClient<Channel> {
         InferenceClient::connect(format!("http://{}", self.gateway.addresses().grpc)).await.unwrap()
     }

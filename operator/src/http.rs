@@ -1,5 +1,6 @@
-//! `/healthz`, `/readyz` and `/metrics`.
+//! `/healthz`, `/readyz` and `/metrics`. Connections are few, short-lived, and cannot keep the operator from ending.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,53 +15,88 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// Probes and scrapers; others wait.
-const CONNECTIONS: usize = 64;
-/// For the head of a request to arrive.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Before another try when the system refuses a connection: it has no file descriptor left.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-
 /// What the pages are about.
 #[derive(Clone, Debug)]
 pub(crate) struct Pages {
-    /// The API server answers and knows the custom resources. An operator that waits for the lease is ready too.
-    pub(crate) ready: Arc<AtomicBool>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Set once the operator can do its work, or stands by to. A follower is ready too.
+    pub(crate) ready: Arc<AtomicBool>,
 }
 
-/// Serves until `stop`; connections end with it.
-pub(crate) async fn serve(listener: TcpListener, pages: Pages, stop: CancellationToken) {
+/// Bounds of the server.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// More wait in the kernel's queue.
+    connections: usize,
+    /// For the head of a request, from when its connection could have sent it: so idle connections are closed after it too.
+    header_timeout: Duration,
+    /// Of a connection. One that is at work then gets `grace` to end.
+    lifetime: Duration,
+    /// For connections to end at shutdown.
+    grace: Duration,
+    /// After an `accept` that failed, mostly for want of file descriptors: trying again at once would fail as well.
+    accept_pause: Duration,
+}
+
+const LIMITS: Limits = Limits {
+    connections: 64,
+    header_timeout: Duration::from_secs(10),
+    lifetime: Duration::from_mins(5),
+    grace: Duration::from_secs(2),
+    accept_pause: Duration::from_millis(100),
+};
+
+/// Serves until told to shut down and the connections have ended, which they do within two seconds.
+pub(crate) async fn serve(listener: TcpListener, pages: Pages, shutdown: CancellationToken) {
+    serve_within(LIMITS, listener, pages, shutdown).await;
+}
+
+async fn serve_within(limits: Limits, listener: TcpListener, pages: Pages, shutdown: CancellationToken) {
     let router = router(pages);
     let mut connections = JoinSet::new();
     loop {
+        let full = connections.len() >= limits.connections;
         tokio::select! {
-            () = stop.cancelled() => return,
+            biased;
+            () = shutdown.cancelled() => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok((connection, _)) => {
-                    connections.spawn(connected(connection, router.clone()));
+            accepted = listener.accept(), if !full => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connected(limits, stream, router.clone(), shutdown.clone()));
                 }
                 Err(error) => {
-                    tracing::warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                    tracing::warn!(%error, "failed to accept a connection");
+                    tokio::select! {
+                        () = shutdown.cancelled() => break,
+                        () = sleep(limits.accept_pause) => {}
+                    }
                 }
-            },
+            }
         }
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
-async fn connected(connection: TcpStream, router: Router) {
+async fn connected(limits: Limits, stream: TcpStream, router: Router, shutdown: CancellationToken) {
     let mut builder = Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    let served = builder.serve_connection(TokioIo::new(connection), TowerToHyperService::new(router));
-    if let Err(error) = served.await {
-        tracing::trace!("a connection ended: {error}");
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+    let service = TowerToHyperService::new(router);
+    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    // How a connection ends is of interest to nobody: clients try again.
+    tokio::select! {
+        biased;
+        _ = served.as_mut() => return,
+        () = shutdown.cancelled() => {}
+        () = sleep(limits.lifetime) => {}
     }
+    served.as_mut().graceful_shutdown();
+    let _ = timeout(limits.grace, served).await;
 }
 
 fn router(pages: Pages) -> Router {
@@ -72,10 +108,10 @@ fn router(pages: Pages) -> Router {
 }
 
 async fn readyz(State(pages): State<Pages>) -> (StatusCode, &'static str) {
-    if pages.ready.load(Ordering::Relaxed) {
+    if pages.ready.load(Ordering::Acquire) {
         (StatusCode::OK, "ready\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the custom resources cannot be listed yet\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "starting\n")
     }
 }
 
@@ -88,14 +124,107 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
+    /// Longer than any test takes on a busy machine.
+    const PATIENCE: Duration = Duration::from_mins(1);
+
+    struct Server {
+        address: SocketAddr,
+        pages: Pages,
+        shutdown: CancellationToken,
+        task: JoinSet<()>,
+    }
+
+    async fn start(limits: Limits) -> Server {
+        let pages = Pages { metrics: Arc::new(Metrics::new().unwrap()), ready: Arc::default() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let mut task = JoinSet::new();
+        task.spawn(serve_within(limits, listener, pages.clone(), shutdown.clone()));
+        Server { address, pages, shutdown, task }
+    }
+
+    /// All that the server sends on a connection until it closes it.
+    async fn rest(stream: &mut TcpStream) -> String {
+        let mut text = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut text)).await.expect("the server closes").unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    async fn page(server: &Server, path: &str) -> String {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: herd\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        rest(&mut stream).await
+    }
+
     #[tokio::test]
-    async fn an_operator_is_ready_when_it_knows_its_resources() {
-        let pages = Pages { ready: Arc::default(), metrics: Arc::new(Metrics::new().unwrap()) };
-        assert_eq!(readyz(State(pages.clone())).await.0, StatusCode::SERVICE_UNAVAILABLE);
-        pages.ready.store(true, Ordering::Relaxed);
-        assert_eq!(readyz(State(pages.clone())).await.0, StatusCode::OK);
-        assert_eq!(metrics(State(pages)).await.status(), StatusCode::OK);
+    async fn an_operator_is_ready_when_it_says_so_and_alive_before() {
+        let server = start(LIMITS).await;
+        assert!(page(&server, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(page(&server, "/readyz").await.starts_with("HTTP/1.1 503"));
+        server.pages.ready.store(true, Ordering::Release);
+        assert!(page(&server, "/readyz").await.starts_with("HTTP/1.1 200"));
+        server.pages.metrics.leader(true);
+        let metrics = page(&server, "/metrics").await;
+        assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
+        assert!(metrics.contains("herd_operator_leader 1"), "{metrics}");
+        assert!(page(&server, "/").await.starts_with("HTTP/1.1 404"));
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_wait_for_one_to_end() {
+        let server = start(Limits { connections: 1, header_timeout: PATIENCE, ..LIMITS }).await;
+        let mut first = TcpStream::connect(server.address).await.unwrap();
+        first.write_all(b"GET /healthz HTTP/1.1\r\nhost: herd\r\n\r\n").await.unwrap();
+        assert_eq!(first.read_u8().await.unwrap(), b'H');
+        let mut second = TcpStream::connect(server.address).await.unwrap();
+        second.write_all(b"GET /healthz HTTP/1.1\r\nhost: herd\r\nconnection: close\r\n\r\n").await.unwrap();
+        // Had the second one been taken, its answer would be there no later than the third one's.
+        first.write_all(b"GET /healthz HTTP/1.1\r\nhost: herd\r\n\r\n").await.unwrap();
+        let mut answers = String::new();
+        while answers.matches("ok\n").count() < 2 {
+            answers.push(char::from(first.read_u8().await.unwrap()));
+        }
+        let nothing = second.try_read(&mut [0; 1]).unwrap_err();
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+        drop(first);
+        assert!(rest(&mut second).await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_request_is_closed() {
+        let server = start(Limits { header_timeout: Duration::from_millis(20), ..LIMITS }).await;
+        let mut silent = TcpStream::connect(server.address).await.unwrap();
+        rest(&mut silent).await;
+        let mut slow = TcpStream::connect(server.address).await.unwrap();
+        slow.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        assert!(!rest(&mut slow).await.contains("ok\n"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_closed_at_the_end_of_its_life() {
+        let limits = Limits { header_timeout: PATIENCE * 2, lifetime: Duration::from_millis(20), ..LIMITS };
+        let server = start(Limits { grace: Duration::from_millis(20), ..limits }).await;
+        let mut silent = TcpStream::connect(server.address).await.unwrap();
+        silent.write_all(b"GET /").await.unwrap();
+        rest(&mut silent).await;
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_does_not_keep_the_operator_from_ending() {
+        let limits = Limits { header_timeout: PATIENCE * 2, grace: Duration::from_millis(20), ..LIMITS };
+        let mut server = start(limits).await;
+        let mut silent = TcpStream::connect(server.address).await.unwrap();
+        silent.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        assert!(page(&server, "/healthz").await.starts_with("HTTP/1.1 200"));
+        server.shutdown.cancel();
+        timeout(PATIENCE, server.task.join_next()).await.expect("the server ends").unwrap().unwrap();
+        assert!(TcpStream::connect(server.address).await.is_err());
     }
 }

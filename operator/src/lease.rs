@@ -4,6 +4,10 @@
 mod candidate;
 mod election;
 mod error;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};

@@ -1,4 +1,4 @@
-//! What `/metrics` says.
+//! What `/metrics` says. Label values are constants of the operator's, never names of objects.
 
 use std::time::Duration;
 
@@ -7,51 +7,51 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-/// Seconds of a pass: a read or two, to a deadline.
-const PASS_SECONDS: [f64; 9] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0];
+/// Seconds, from a reconciliation that changes nothing to one that waits for an API server.
+const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
-/// All metrics of the operator.
+/// The metrics of one operator.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
     reconciles: IntCounterVec,
-    seconds: HistogramVec,
+    reconcile_seconds: HistogramVec,
     errors: IntCounterVec,
     leader: IntGauge,
     objects: IntGaugeVec,
 }
 
 impl Metrics {
-    /// All at 0.
+    /// With those of the process: memory, processor time, file descriptors.
     pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let metrics = Self {
             reconciles: IntCounterVec::new(
                 Opts::new(
                     "herd_operator_reconciles_total",
-                    "Passes over an object, by controller and outcome.",
+                    "Reconciliations that ended, by controller and outcome.",
                 ),
                 &["controller", "outcome"],
             )?,
-            seconds: HistogramVec::new(
-                HistogramOpts::new("herd_operator_reconcile_seconds", "Seconds a pass took, by controller.")
-                    .buckets(PASS_SECONDS.to_vec()),
+            reconcile_seconds: HistogramVec::new(
+                HistogramOpts::new("herd_operator_reconcile_seconds", "Time a reconciliation took.")
+                    .buckets(BUCKETS.to_vec()),
                 &["controller"],
             )?,
             errors: IntCounterVec::new(
-                Opts::new("herd_operator_errors_total", "Passes that failed, by controller and category."),
+                Opts::new("herd_operator_errors_total", "Reconciliations that failed, by category."),
                 &["controller", "category"],
             )?,
-            leader: IntGauge::new("herd_operator_leader", "1 while this operator works, 0 while it waits.")?,
+            leader: IntGauge::new("herd_operator_leader", "1 while this operator leads.")?,
             objects: IntGaugeVec::new(
-                Opts::new("herd_operator_objects", "Objects that are looked after, by kind."),
+                Opts::new("herd_operator_objects", "Objects in the operator's care, by kind."),
                 &["kind"],
             )?,
             registry,
         };
-        let Self { registry, reconciles, seconds, errors, leader, objects } = &metrics;
+        let Self { registry, reconciles, reconcile_seconds, errors, leader, objects } = &metrics;
         registry.register(Box::new(reconciles.clone()))?;
-        registry.register(Box::new(seconds.clone()))?;
+        registry.register(Box::new(reconcile_seconds.clone()))?;
         registry.register(Box::new(errors.clone()))?;
         registry.register(Box::new(leader.clone()))?;
         registry.register(Box::new(objects.clone()))?;
@@ -59,28 +59,28 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// A pass ended.
-    pub(crate) fn reconciled(&self, controller: &str, outcome: &str, elapsed: Duration) {
+    /// A reconciliation that ended, well or not.
+    pub(crate) fn reconciled(&self, controller: &'static str, outcome: &'static str, elapsed: Duration) {
         self.reconciles.with_label_values(&[controller, outcome]).inc();
-        self.seconds.with_label_values(&[controller]).observe(elapsed.as_secs_f64());
+        self.reconcile_seconds.with_label_values(&[controller]).observe(elapsed.as_secs_f64());
     }
 
-    /// Why it failed.
-    pub(crate) fn failed(&self, controller: &str, category: &str) {
+    /// One that failed.
+    pub(crate) fn failed(&self, controller: &'static str, category: &'static str) {
         self.errors.with_label_values(&[controller, category]).inc();
     }
 
-    /// Whether this process has the lease.
+    /// Whether this operator leads.
     pub(crate) fn leader(&self, leads: bool) {
-        self.leader.set(i64::from(leads));
+        self.leader.set(leads.into());
     }
 
-    /// Objects of a kind there are.
-    pub(crate) fn managed(&self, kind: &str, count: i64) {
+    /// How many objects of a kind there are.
+    pub(crate) fn managed(&self, kind: &'static str, count: i64) {
         self.objects.with_label_values(&[kind]).set(count);
     }
 
-    /// The text format.
+    /// The page, in Prometheus's text format.
     pub(crate) fn render(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
@@ -91,21 +91,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happened_is_told() {
+    fn everything_counted_is_on_the_page() {
         let metrics = Metrics::new().unwrap();
-        metrics.reconciled("pool", "ok", Duration::from_millis(20));
-        metrics.failed("pool", "conflict");
+        metrics.reconciled("pool", "changed", Duration::from_millis(30));
+        metrics.reconciled("pool", "unchanged", Duration::from_millis(2));
+        metrics.failed("deployment", "conflict");
         metrics.leader(true);
         metrics.managed("LlamaPool", 2);
-        let text = metrics.render().unwrap();
+        metrics.managed("LlamaPool", 3);
+        let page = metrics.render().unwrap();
         for line in [
-            "herd_operator_reconciles_total{controller=\"pool\",outcome=\"ok\"} 1",
-            "herd_operator_reconcile_seconds_count{controller=\"pool\"} 1",
-            "herd_operator_errors_total{category=\"conflict\",controller=\"pool\"} 1",
+            r#"herd_operator_reconciles_total{controller="pool",outcome="changed"} 1"#,
+            r#"herd_operator_reconcile_seconds_bucket{controller="pool",le="0.0025"} 1"#,
+            r#"herd_operator_reconcile_seconds_count{controller="pool"} 2"#,
+            r#"herd_operator_errors_total{category="conflict",controller="deployment"} 1"#,
             "herd_operator_leader 1",
-            "herd_operator_objects{kind=\"LlamaPool\"} 2",
+            r#"herd_operator_objects{kind="LlamaPool"} 3"#,
         ] {
-            assert!(text.lines().any(|has| has == line), "{line} is not in\n{text}");
+            assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");
         }
+        assert!(page.contains("process_resident_memory_bytes "), "{page}");
+        metrics.leader(false);
+        assert!(metrics.render().unwrap().contains("herd_operator_leader 0"));
     }
 }

@@ -23,6 +23,21 @@ pub(crate) fn sha256(path: &Path) -> Result<String> {
     }
 }
 
+/// SHA-256 of names and contents of all files below, in the order of their names; links are followed.
+pub(crate) fn sha256_below(root: &Path, parts: &[&str]) -> Result<String> {
+    let mut files = Vec::new();
+    for part in parts {
+        list_files(&root.join(part), &mut files)?;
+    }
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(file.strip_prefix(root).unwrap_or(&file).as_os_str().as_encoded_bytes());
+        hash.update(sha256(&file)?);
+    }
+    Ok(format!("{:x}", hash.finalize()))
+}
+
 /// SHA-256 of words, of which none can pass for a part of another.
 pub(crate) fn sha256_of(words: &[&str]) -> String {
     let mut hash = Sha256::new();
@@ -80,6 +95,21 @@ mod tests {
     fn words_cannot_pass_for_others() {
         assert_ne!(sha256_of(&["ab", "c"]), sha256_of(&["a", "bc"]));
         assert_ne!(sha256_of(&["a 1 b"]), sha256_of(&["a", "b"]));
+    }
+
+    #[test]
+    fn a_folders_hash_depends_on_names_and_contents() {
+        let folder = Folder::new("hash");
+        let write = |name: &str, text: &str| fs::write(folder.0.join(name), text).unwrap();
+        let hash = || sha256_below(&folder.0, &["."]).unwrap();
+        write("a", "1");
+        let first = hash();
+        write("a", "2");
+        assert_ne!(hash(), first);
+        write("a", "1");
+        assert_eq!(hash(), first);
+        fs::rename(folder.0.join("a"), folder.0.join("b")).unwrap();
+        assert_ne!(hash(), first);
     }
 
     #[test]

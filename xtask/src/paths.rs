@@ -45,6 +45,13 @@ impl Paths {
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.args(arguments).current_dir(&self.root);
+        // What `cargo run` says about xtask; build scripts that read it would be run again when it changes.
+        for (name, _) in env::vars_os() {
+            let name = name.to_string_lossy();
+            if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|own| name.starts_with(own)) {
+                command.env_remove(&*name);
+            }
+        }
         command.env("CARGO_TARGET_DIR", &self.target).env("HERD_MODELS", &self.models);
         // The output is read, not seen: rustfmt colours it unless the terminal is a dumb one.
         command.env("CARGO_TERM_COLOR", "never").env("TERM", "dumb");

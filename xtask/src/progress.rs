@@ -31,6 +31,11 @@ pub(crate) fn step<T>(name: &str, run: impl FnOnce(&Activity) -> Result<(T, Stri
     Ok(made.0)
 }
 
+/// Runs a step that prints its own lines.
+pub(crate) fn quietly<T>(name: &str, run: impl FnOnce(&Activity) -> Result<T>) -> Result<T> {
+    Ok(alive(name, |activity| Ok((run(activity)?, String::new())))?.0.0)
+}
+
 /// Prints that something was done.
 pub(crate) fn report(what: &str, took: Duration) {
     eprintln!("  {what:<40} {:6.1}s", took.as_secs_f64());

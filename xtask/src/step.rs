@@ -54,8 +54,21 @@ impl<'a> Step<'a> {
 
 /// Runs lanes side by side, the steps of a lane one after the other. Its last line is the sum of all.
 pub(crate) fn run_lanes(lanes: Vec<Vec<Step<'_>>>) -> ExitCode {
-    let (report, reports) = mpsc::channel();
+    run_phases(vec![lanes])
+}
+
+/// Runs phases one after the other, the lanes of each side by side. Its last line is the sum of all.
+pub(crate) fn run_phases(phases: Vec<Vec<Vec<Step<'_>>>>) -> ExitCode {
     let mut total = Outcome::default();
+    for lanes in phases {
+        run_phase(lanes, &mut total);
+    }
+    println!("{}", summary(&total));
+    if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_phase(lanes: Vec<Vec<Step<'_>>>, total: &mut Outcome) {
+    let (report, reports) = mpsc::channel();
     thread::scope(|scope| {
         for lane in lanes {
             let report = report.clone();
@@ -72,12 +85,10 @@ pub(crate) fn run_lanes(lanes: Vec<Vec<Step<'_>>>) -> ExitCode {
         for (name, done) in reports {
             match done {
                 None => println!("start    {name}"),
-                Some((outcome, time)) => add(&mut total, name, outcome, time),
+                Some((outcome, time)) => add(total, name, outcome, time),
             }
         }
     });
-    println!("{}", summary(&total));
-    if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Prints a step's line, and counts it.

@@ -3,6 +3,9 @@
 //! No clock of another machine is read: a record is old when it has looked the same for so long on the candidate's own
 //! clock. So clocks may differ by any amount, if only they run at about the same rate.
 
+#[cfg(test)]
+mod simulation;
+
 use std::time::Duration;
 
 use jiff::Timestamp;

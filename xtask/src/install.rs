@@ -1,0 +1,77 @@
+//! Herd installed in a local cluster, which `up` and the end-to-end tests begin with.
+
+use std::path::PathBuf;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::herd_cluster::{HerdCluster, output};
+use crate::images::{self, Images};
+use crate::kubectl::Kubectl;
+use crate::paths::Paths;
+use crate::progress;
+use crate::release::{self, Helm};
+
+/// What there is afterwards.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    pub(crate) kubectl: Kubectl,
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) helm: PathBuf,
+    pub(crate) grpcurl: PathBuf,
+}
+
+/// The folder of a cluster.
+pub(crate) fn cluster_folder(paths: &Paths, name: &str) -> PathBuf {
+    paths.cache.join("clusters").join(name)
+}
+
+/// A cluster, the images in it, and the chart's release: whatever of them is not there already. The cluster starts while the
+/// images are made.
+pub(crate) fn install(paths: &Paths, name: &str) -> Result<Installed> {
+    let program = HerdCluster::build(paths)?;
+    let (cluster, images) = thread::scope(|scope| {
+        let cluster = scope.spawn(|| start(&program, name));
+        let images = images::make(paths, &program);
+        (cluster.join(), images)
+    });
+    let cluster = cluster.map_err(|_| anyhow!("the thread that starts the cluster panicked"))?;
+    let ((helm, grpcurl), images) = match (cluster, images) {
+        (Ok(tools), Ok(images)) => (tools, images),
+        (Err(error), Ok(_)) | (Ok(_), Err(error)) => return Err(error),
+        (Err(cluster), Err(images)) => return Err(anyhow!("{cluster:#}\n{images:#}")),
+    };
+    load(&program, name, &images)?;
+    let folder = cluster_folder(paths, name);
+    let kubectl = Kubectl::of(&folder);
+    let helm = Helm::new(helm, &folder);
+    release::install(paths, &helm, &kubectl, &images)?;
+    Ok(Installed { kubectl, kubeconfig: folder.join("kubeconfig"), helm: helm.program().to_owned(), grpcurl })
+}
+
+/// Removes a cluster and all it owns; it is no error that there is none.
+pub(crate) fn remove(paths: &Paths, name: &str) -> Result<String> {
+    output(HerdCluster::build(paths)?.command(&["down", "--name", name])?)
+}
+
+/// Starts the cluster; paths of helm and grpcurl. All builds come first, since they would keep a starting cluster waiting.
+fn start(program: &HerdCluster, name: &str) -> Result<(PathBuf, PathBuf)> {
+    progress::quietly("cluster", |_| {
+        let helm = program.tool("helm")?;
+        let grpcurl = program.tool("grpcurl")?;
+        output(program.command_with_tools(&["up", "--name", name])?)
+            .context("failed to start the cluster")?;
+        Ok((helm, grpcurl))
+    })
+}
+
+fn load(program: &HerdCluster, name: &str, images: &Images) -> Result<()> {
+    progress::step("images", |_| {
+        for image in images.all() {
+            let mut load = program.command(&["image", "load", "--name", name])?;
+            load.arg(&image.layout);
+            output(load).with_context(|| format!("failed to load {}", image.reference))?;
+        }
+        Ok(((), "loaded".to_owned()))
+    })
+}

@@ -1,0 +1,176 @@
+//! The release of `charts/herd` in a local cluster.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::content;
+use crate::images::Images;
+use crate::kubectl::Kubectl;
+use crate::paths::Paths;
+use crate::progress;
+use crate::step::run;
+
+const NAME: &str = "herd";
+
+/// Where the operator and the gateway run.
+pub(crate) const NAMESPACE: &str = "herd-system";
+
+const DEPLOYMENTS: [&str; 2] = ["deployment/herd-operator", "deployment/herd-gateway"];
+
+/// How long the operator and the gateway have to become ready.
+const TIMEOUT: &str = "4m";
+
+/// Helm, for one cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct Helm {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    /// What helm caches, removed with the cluster.
+    home: PathBuf,
+}
+
+impl Helm {
+    pub(crate) fn new(program: PathBuf, cluster: &Path) -> Self {
+        Self { program, kubeconfig: cluster.join("kubeconfig"), home: cluster.join("helm") }
+    }
+
+    /// The program.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).args(["--namespace", NAMESPACE, "--kubeconfig"]).arg(&self.kubeconfig);
+        for (variable, folder) in [("CACHE", "cache"), ("CONFIG", "config"), ("DATA", "data")] {
+            command.env(format!("HELM_{variable}_HOME"), self.home.join(folder));
+        }
+        command
+    }
+}
+
+/// Where the chart is.
+pub(crate) fn chart(paths: &Paths) -> PathBuf {
+    paths.root.join("charts/herd")
+}
+
+/// Installs or upgrades the release, and waits until what it deploys is ready.
+pub(crate) fn install(paths: &Paths, helm: &Helm, kubectl: &Kubectl, images: &Images) -> Result<()> {
+    progress::step("chart herd", |activity| {
+        let chart = chart(paths);
+        let key = key(&chart, images)?;
+        let before = status(helm);
+        let what = plan(before.as_ref(), &key);
+        if what == Plan::Keep && is_ready(kubectl) {
+            return Ok(((), "cached".to_owned()));
+        }
+        if what == Plan::Replace {
+            // Helm was killed half-way, and would refuse for ever.
+            checked(helm.command(&["uninstall", NAME, "--wait"]))?;
+        }
+        activity.set("helm upgrade --install");
+        let mut upgrade = helm.command(&["upgrade", "--install", NAME]);
+        upgrade.arg(&chart).args([
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            TIMEOUT,
+            "--history-max",
+            "3",
+        ]);
+        upgrade.args(["--description", &key]);
+        for (value, image) in
+            [("operator", &images.operator), ("gateway", &images.gateway), ("worker", &images.worker)]
+        {
+            upgrade.args(["--set-string", &format!("images.{value}={}", image.reference)]);
+        }
+        checked(upgrade)?;
+        let how = match what {
+            Plan::Replace => "replaced",
+            Plan::Keep | Plan::Upgrade if before.is_some() => "upgraded",
+            Plan::Keep | Plan::Upgrade => "installed",
+        };
+        Ok(((), how.to_owned()))
+    })
+}
+
+/// All that decides what the release is.
+fn key(chart: &Path, images: &Images) -> Result<String> {
+    let sources = content::sha256_below(chart, &["."])?;
+    Ok(content::sha256_of(&[&sources, &images.values()]))
+}
+
+/// The release, where there is one.
+fn status(helm: &Helm) -> Option<Value> {
+    let output = helm.command(&["status", NAME, "--output", "json"]).output().ok()?;
+    output.status.success().then(|| serde_json::from_slice(&output.stdout).ok()).flatten()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Plan {
+    Keep,
+    Upgrade,
+    Replace,
+}
+
+fn plan(release: Option<&Value>, key: &str) -> Plan {
+    let Some(info) = release.map(|release| &release["info"]) else { return Plan::Upgrade };
+    match info["status"].as_str().unwrap_or_default() {
+        "deployed" if info["description"] == key => Plan::Keep,
+        pending if pending.starts_with("pending-") || pending == "uninstalling" => Plan::Replace,
+        _ => Plan::Upgrade,
+    }
+}
+
+/// Whether what the release deployed is there and ready, whatever was done to it since.
+fn is_ready(kubectl: &Kubectl) -> bool {
+    let status = |deployment: &str| {
+        kubectl.text(&["-n", NAMESPACE, "rollout", "status", deployment, "--timeout=60s"]).is_ok()
+    };
+    DEPLOYMENTS.into_iter().all(status)
+}
+
+fn checked(command: Command) -> Result<()> {
+    let (success, output) = run(command);
+    ensure!(success, "{}", output.trim_end());
+    Ok(())
+}
+
+/// The cluster's address of the gateway's Service, which the machine reaches too.
+pub(crate) fn gateway(kubectl: &Kubectl) -> Result<std::net::IpAddr> {
+    let service = kubectl.json(&["-n", NAMESPACE, "get", "service", "herd-gateway"])?;
+    let address = service["spec"]["clusterIP"].as_str().context("service herd-gateway has no clusterIP")?;
+    address.parse().with_context(|| format!("clusterIP {address} of service herd-gateway"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn plan_of(status: &str) -> Plan {
+        plan(Some(&json!({"info": {"status": status, "description": "this"}})), "this")
+    }
+
+    #[test]
+    fn only_what_is_deployed_as_asked_is_kept() {
+        assert_eq!(plan(None, "this"), Plan::Upgrade);
+        assert_eq!(plan_of("deployed"), Plan::Keep);
+        assert_eq!(plan_of("failed"), Plan::Upgrade);
+        assert_eq!(
+            plan(Some(&json!({"info": {"status": "deployed", "description": "other"}})), "this"),
+            Plan::Upgrade
+        );
+    }
+
+    #[test]
+    fn a_release_that_helm_left_half_way_is_replaced() {
+        for status in ["pending-install", "pending-upgrade", "pending-rollback", "uninstalling"] {
+            assert_eq!(plan_of(status), Plan::Replace, "{status}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `cargo xtask up` and `down`: from a clone to an answer.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::diagnostics;
+use crate::install::{self, Installed};
+use crate::kubectl::Kubectl;
+use crate::paths::Paths;
+use crate::{ask, binaries, machine, progress, ready, release};
+
+const EXAMPLE: &str = "examples/smollm2.yaml";
+const MODEL: &str = "smollm2";
+const QUESTION: &str = "What is the capital of Japan?";
+
+/// Brings up a cluster with Herd and SmolLM2, where they are not up already, and asks a question.
+pub(crate) fn up(paths: &Paths, name: &str) -> Result<()> {
+    let began = Instant::now();
+    machine::prepare()?;
+    let kubectl = Kubectl::of(&install::cluster_folder(paths, name));
+    serve(paths, name, began).inspect_err(|_| {
+        if kubectl.script().is_file() {
+            eprintln!("{}", diagnostics::collect(&kubectl));
+        }
+    })
+}
+
+fn serve(paths: &Paths, name: &str, began: Instant) -> Result<()> {
+    let Installed { kubectl, kubeconfig, helm: _, grpcurl: _ } = install::install(paths, name)?;
+    let example = paths.root.join(EXAMPLE).display().to_string();
+    progress::step(EXAMPLE, |_| {
+        let applied = kubectl.text(&["apply", "-f", &example])?;
+        Ok(((), applied.split_whitespace().last().unwrap_or("applied").to_owned()))
+    })?;
+    ready::wait(&kubectl, MODEL)?;
+    let gateway = release::gateway(&kubectl)?;
+    ask::await_model(gateway, MODEL)?;
+    let herd = binaries::path(paths, "herd");
+    println!("\n> {QUESTION}");
+    let asked = Instant::now();
+    ask::ask(&herd, gateway, MODEL, QUESTION).context("failed to ask")?;
+    println!(
+        "\nanswered in {:.1} s, {:.1} s after the start",
+        asked.elapsed().as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    );
+
+    let kubectl = kubectl.script().display();
+    println!(
+        "\nNext:
+  {kubectl} get llamadeployments,llamapools,pods
+  {herd} chat --grpc {gateway}:{grpc}
+  {kubectl} scale llamapool {MODEL}-decode --replicas 2
+For a kubectl or helm of your own: export KUBECONFIG={kubeconfig}
+To remove it all: cargo xtask down{option}",
+        herd = herd.display(),
+        grpc = ask::GRPC,
+        kubeconfig = kubeconfig.display(),
+        option = if name == DEFAULT { String::new() } else { format!(" --name {name}") },
+    );
+    Ok(())
+}
+
+/// The name of the cluster unless another is given.
+pub(crate) const DEFAULT: &str = "herd";
+
+/// Removes the cluster and all it owns; it is no error that there is none.
+pub(crate) fn down(paths: &Paths, name: &str) -> Result<()> {
+    print!("{}", install::remove(paths, name)?);
+    Ok(())
+}

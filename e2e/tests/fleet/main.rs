@@ -1,1 +1,11 @@
-//! The fleet on a real Kubernetes.
+//! The fleet on a real Kubernetes, driven as its users drive it. `cargo xtask e2e` runs them.
+
+mod admission;
+mod clients;
+mod deletion;
+mod objects;
+mod operator;
+mod scaling;
+mod shared;
+mod sources;
+mod status;

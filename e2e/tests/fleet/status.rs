@@ -1,0 +1,101 @@
+//! What cannot be served says so, in a sentence.
+
+use anyhow::{Result, ensure};
+use herd_e2e::with_fleet;
+use serde_json::json;
+
+use crate::objects::{KINDS, MODEL, ready, unified, wait_for};
+
+#[test]
+fn what_is_not_served_yet_is_admitted_and_ends_in_a_condition() -> Result<()> {
+    with_fleet(|fleet| {
+        let namespace = fleet.namespace("e2e-not-yet")?;
+        let kubectl = namespace.kubectl();
+        // The object that the documentation begins with.
+        kubectl.apply(&json!({
+            "apiVersion": "herd.dev/v1alpha1",
+            "kind": "LlamaDeployment",
+            "metadata": {"name": "llama-405b"},
+            "spec": {
+                "model": {"source": "hf://meta-llama/Llama-3.1-405B-Instruct-FP8"},
+                "parallelism": {"tensor": 8},
+                "slo": {"timeToFirstToken": "2s", "interTokenLatency": "50ms"},
+                "prefill": {"minReplicas": 1, "maxReplicas": 4},
+                "decode": {"minReplicas": 2, "maxReplicas": 8},
+            },
+        }))?;
+        let mut stages = unified("stages", MODEL, 1);
+        stages["spec"]["parallelism"]["pipeline"] = json!(2);
+        let mut spread = unified("spread", MODEL, 3);
+        spread["spec"]["parallelism"]["ranksPerPod"] = json!(1);
+        let mut gpu = unified("gpu", MODEL, 1);
+        gpu["spec"]["accelerator"] = json!({"kind": "GPU"});
+        let bucket = unified("bucket", "s3://models/smollm2", 1);
+        for object in [stages, spread, gpu, bucket] {
+            kubectl.apply(&object)?;
+        }
+        let cases = [
+            ("llama-405b", "ModelAvailable", "SourceNotSupported"),
+            ("bucket", "ModelAvailable", "SourceNotSupported"),
+            ("stages", "Ready", "ParallelismNotSupported"),
+            ("spread", "Ready", "ParallelismNotSupported"),
+            ("gpu", "Ready", "AcceleratorNotSupported"),
+        ];
+        for (name, condition, reason) in cases {
+            let object = format!("llamadeployment/{name}");
+            let message = wait_for(kubectl, &object, condition, "False", Some(reason))?;
+            ensure!(message.contains("not served yet"), "{name}: {message}");
+        }
+        let made = kubectl.list(KINDS, "app.kubernetes.io/managed-by=herd-operator")?;
+        ensure!(made.is_empty(), "{made:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_impossible_parallelism_is_quoted_and_can_be_corrected() -> Result<()> {
+    with_fleet(|fleet| {
+        let namespace = fleet.namespace("e2e-impossible")?;
+        let kubectl = namespace.kubectl();
+        kubectl.apply(&unified("impossible", MODEL, 2))?;
+        let object = "llamadeployment/impossible";
+        let message = wait_for(kubectl, object, "Ready", "False", Some("ImpossibleParallelism"))?;
+        ensure!(message.contains("tensor 2 cannot split 9 attention heads"), "{message}");
+        kubectl.apply(&unified("impossible", MODEL, 3))?;
+        ready(kubectl, "impossible")
+    })
+}
+
+#[test]
+fn an_image_that_is_not_there_is_named() -> Result<()> {
+    with_fleet(|fleet| {
+        let namespace = fleet.namespace("e2e-image")?;
+        let kubectl = namespace.kubectl();
+        kubectl.apply(&unified("nowhere", "oci://lk.local/nowhere:1", 1))?;
+        let object = "llamadeployment/nowhere";
+        let message = wait_for(kubectl, object, "ModelAvailable", "False", Some("ImagePullFailed"))?;
+        ensure!(message.contains("lk.local/nowhere:1"), "{message}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_name_that_two_claim_is_the_elders() -> Result<()> {
+    with_fleet(|fleet| {
+        let (older, younger) = (fleet.namespace("e2e-older")?, fleet.namespace("e2e-younger")?);
+        let named = |name: &str| {
+            let mut object = unified(name, MODEL, 1);
+            object["spec"]["model"]["servedNames"] = json!(["twice"]);
+            object
+        };
+        older.kubectl().apply(&named("elder"))?;
+        ready(older.kubectl(), "elder")?;
+        younger.kubectl().apply(&named("junior"))?;
+        let object = "llamadeployment/junior";
+        let message = wait_for(younger.kubectl(), object, "Ready", "False", Some("ServedNameTaken"))?;
+        ensure!(message.contains("e2e-older/elder") && message.contains("\"twice\""), "{message}");
+        ensure!(younger.kubectl().list("pods", "")?.is_empty(), "pods without a name to serve");
+        older.kubectl().run(&["delete", "llamadeployment", "elder"])?;
+        ready(younger.kubectl(), "junior")
+    })
+}

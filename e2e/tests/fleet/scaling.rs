@@ -2,29 +2,31 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use herd_e2e::{Fleet, Kubectl, eventually, with_fleet};
+use anyhow::{Context as _, Result, ensure};
+use herd_e2e::{Fleet, Kubectl, eventually, get, metric, with_fleet};
 
 use crate::objects::{pods, settled, wait_for};
-use crate::shared::{answers_right, deployed, golden};
+use crate::shared::{answers_right, deployed, golden_streams};
+
+const WITHIN: Duration = Duration::from_mins(2);
 
 fn scale(kubectl: &Kubectl, pool: &str, replicas: i64) -> Result<()> {
     kubectl.run(&["scale", "llamapool", pool, &format!("--replicas={replicas}")]).map(drop)
 }
 
 /// One gang, two, and one again, each under streams that are compared with what they have to be.
-fn up_and_down(fleet: &Fleet, pool: &str) -> Result<()> {
+fn up_and_down(fleet: &Fleet, pool: &str, busy: impl Fn(&Kubectl) -> Result<()>) -> Result<()> {
     let kubectl = deployed(fleet)?;
-    let golden = golden(fleet)?;
+    let golden = golden_streams(fleet)?;
     let mut traffic = fleet.traffic(golden.iter().cloned());
     for gangs in [2, 1] {
         scale(kubectl, pool, gangs)?;
         settled(kubectl, pool, gangs)?;
-        let until = traffic.answers()? + 2 * golden.len();
-        eventually("more answers", Duration::from_mins(2), || {
+        let until = traffic.answers()? + golden.len();
+        eventually("more answers", WITHIN, || {
             let answers = traffic.answers()?;
             ensure!(answers >= until, "{answers} of {until}");
-            Ok(())
+            busy(kubectl)
         })?;
     }
     let answers = traffic.finish()?;
@@ -34,12 +36,22 @@ fn up_and_down(fleet: &Fleet, pool: &str) -> Result<()> {
 
 #[test]
 fn decode_gangs_come_and_go_under_streams() -> Result<()> {
-    with_fleet(|fleet| up_and_down(fleet, "smollm2-decode"))
+    with_fleet(|fleet| {
+        // The gang that goes has streams: else nothing could break.
+        up_and_down(fleet, "smollm2-decode", |kubectl| {
+            for pod in kubectl.list("pods", "herd.dev/deployment=smollm2,herd.dev/role=decode")? {
+                let ip = pod["status"]["podIP"].as_str().context("a pod without an address")?;
+                let running = metric(&get(&format!("{ip}:9001"), "/metrics")?, "herd_requests_running", "");
+                ensure!(running >= Some(1.0), "{ip} runs {running:?} requests");
+            }
+            Ok(())
+        })
+    })
 }
 
 #[test]
 fn prefill_gangs_come_and_go_under_streams() -> Result<()> {
-    with_fleet(|fleet| up_and_down(fleet, "smollm2-prefill"))
+    with_fleet(|fleet| up_and_down(fleet, "smollm2-prefill", |_| Ok(())))
 }
 
 #[test]

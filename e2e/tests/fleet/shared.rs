@@ -28,10 +28,27 @@ pub(crate) fn deployed(fleet: &Fleet) -> Result<&'static Kubectl> {
         .map_err(|error| anyhow!("{error}"))
 }
 
+/// A request, and what it has to be answered.
+pub(crate) type Golden = (GenerateRequest, Answer);
+
 /// Requests of every kind, and what `herd serve` answers to each: one gang of three ranks, no cluster.
-pub(crate) fn golden(fleet: &Fleet) -> Result<&'static [(GenerateRequest, Answer)]> {
-    static GOLDEN: OnceLock<Result<Vec<(GenerateRequest, Answer)>, String>> = OnceLock::new();
-    let ask = || -> Result<Vec<(GenerateRequest, Answer)>> {
+pub(crate) fn golden(fleet: &Fleet) -> Result<&'static [Golden]> {
+    static GOLDEN: OnceLock<Result<Vec<Golden>, String>> = OnceLock::new();
+    answered(fleet, &GOLDEN, requests)
+}
+
+/// Streams that take seconds, so that a gang that goes has some.
+pub(crate) fn golden_streams(fleet: &Fleet) -> Result<&'static [Golden]> {
+    static GOLDEN: OnceLock<Result<Vec<Golden>, String>> = OnceLock::new();
+    answered(fleet, &GOLDEN, streams)
+}
+
+fn answered(
+    fleet: &Fleet,
+    once: &'static OnceLock<Result<Vec<Golden>, String>>,
+    requests: fn() -> Vec<GenerateRequest>,
+) -> Result<&'static [Golden]> {
+    let ask = || -> Result<Vec<Golden>> {
         let environment = fleet.environment();
         let model = environment.models.join("smollm2-135m-fbgemm-fp8");
         let serve = Serve::start(&environment.herd, &model, NAME, &["--tensor", "3", "--unified", "1"])?;
@@ -40,7 +57,7 @@ pub(crate) fn golden(fleet: &Fleet) -> Result<&'static [(GenerateRequest, Answer
             .map(|request| Ok((request.clone(), fleet.ask_at(serve.grpc(), &request)?)))
             .collect()
     };
-    let golden = GOLDEN.get_or_init(|| ask().map_err(|error| format!("{error:#}")));
+    let golden = once.get_or_init(|| ask().map_err(|error| format!("{error:#}")));
     golden.as_deref().map_err(|error| anyhow!("{error}"))
 }
 
@@ -52,20 +69,26 @@ pub(crate) fn answers_right(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
-fn requests() -> Vec<GenerateRequest> {
-    let sampling = |max_tokens, temperature, seed| Sampling {
+fn sampling(max_tokens: u32, temperature: f32, seed: u64) -> Sampling {
+    Sampling {
         max_tokens: Some(max_tokens),
         temperature: Some(temperature),
         seed: Some(seed),
         ..Sampling::default()
-    };
-    let request = |input, n, sampling| GenerateRequest {
+    }
+}
+
+fn request(input: Input, n: u32, sampling: Sampling) -> GenerateRequest {
+    GenerateRequest {
         model: NAME.to_owned(),
         input: Some(input),
         sampling: Some(sampling),
         n,
         ..GenerateRequest::default()
-    };
+    }
+}
+
+fn requests() -> Vec<GenerateRequest> {
     let text = |text: &str| Input::Text(text.to_owned());
     // Longer than a step, so that it is computed in pieces.
     let long = "The sea was calm, and the ship went on to the north. ".repeat(60);
@@ -75,6 +98,14 @@ fn requests() -> Vec<GenerateRequest> {
         request(text(&long), 1, sampling(16, 0.0, 0)),
         request(text("Once upon a time"), 2, sampling(32, 1.0, 11)),
     ]
+}
+
+fn streams() -> Vec<GenerateRequest> {
+    let stream = |seed| {
+        let sampling = Sampling { ignore_eos: true, ..sampling(160, 0.8, seed) };
+        request(Input::Text("Once upon a time, by the sea,".to_owned()), 1, sampling)
+    };
+    (1..=6).map(stream).collect()
 }
 
 fn question(content: &str) -> Chat {

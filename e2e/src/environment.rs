@@ -14,10 +14,6 @@ pub struct Environment {
     pub grpcurl: PathBuf,
     /// A Python that has the package `openai`.
     pub python: PathBuf,
-    /// `helm`.
-    pub helm: PathBuf,
-    /// The chart's folder.
-    pub chart: PathBuf,
     /// The folder of SmolLM2's checkpoints.
     pub models: PathBuf,
 }
@@ -38,8 +34,6 @@ impl Environment {
             herd: path("HERD_E2E_HERD")?,
             grpcurl: path("HERD_E2E_GRPCURL")?,
             python: path("HERD_E2E_PYTHON")?,
-            helm: path("HERD_E2E_HELM")?,
-            chart: path("HERD_E2E_CHART")?,
             models: path("HERD_MODELS")?,
         })
     }
@@ -56,6 +50,6 @@ mod tests {
         let without = |missing: &'static str| {
             Environment::from(|name| Some(if name == missing { "" } else { "/x" }.to_owned())).unwrap_err()
         };
-        assert_eq!(without("HERD_E2E_HELM"), "HERD_E2E_HELM is not set: cargo xtask e2e sets it");
+        assert_eq!(without("HERD_E2E_HERD"), "HERD_E2E_HERD is not set: cargo xtask e2e sets it");
     }
 }

@@ -35,7 +35,8 @@ pub(crate) async fn run(context: Arc<Context>, namespace: Option<&str>, stop: Ca
     tokio::join!(deployments, pools);
 }
 
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+/// Objects of a kind, of one namespace or all.
+pub(crate) fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
 {
@@ -77,13 +78,14 @@ async fn deployments(context: Arc<Context>, namespace: Option<&str>, stop: Cance
                     let pass = Box::pin(async {
                         deployment::reconcile(&context, &namespace, &name, &all.state()).await.map(|()| None)
                     });
-                    watched(&context, "deployment", &namespace, &name, pass).await
+                    watched(&context, "deployment", object.as_ref(), pass).await
                 }
             },
-            |object, error, context| retry(&object, error, &context),
+            |object, _, context| retry(object.as_ref(), &context),
             Arc::clone(&context),
         );
-    drive(passes, "deployment", || context.metrics.managed("LlamaDeployment", known.len() as i64)).await;
+    drive(passes, "deployment", &context, || context.metrics.managed("LlamaDeployment", known.len() as i64))
+        .await;
 }
 
 async fn pools(context: Arc<Context>, namespace: Option<&str>, stop: CancellationToken) {
@@ -98,12 +100,12 @@ async fn pools(context: Arc<Context>, namespace: Option<&str>, stop: Cancellatio
             |object, context| async move {
                 let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
                 let pass = Box::pin(pool::reconcile(&context, &namespace, &name));
-                watched(&context, "pool", &namespace, &name, pass).await
+                watched(&context, "pool", object.as_ref(), pass).await
             },
-            |object, error, context| retry(&object, error, &context),
+            |object, _, context| retry(object.as_ref(), &context),
             Arc::clone(&context),
         );
-    drive(passes, "pool", || context.metrics.managed("LlamaPool", known.len() as i64)).await;
+    drive(passes, "pool", &context, || context.metrics.managed("LlamaPool", known.len() as i64)).await;
 }
 
 fn sharing_a_name(
@@ -123,12 +125,11 @@ fn sharing_a_name(
         .collect()
 }
 
-/// A pass with its deadline, counted.
-async fn watched(
+/// A pass with its deadline, counted; what fails is told where people look.
+async fn watched<K: Resource<DynamicType = ()>>(
     context: &Context,
     controller: &'static str,
-    namespace: &str,
-    name: &str,
+    object: &K,
     pass: impl Future<Output = Result<Option<Duration>, ReconcileError>>,
 ) -> Result<Action, ReconcileError> {
     let began = Instant::now();
@@ -136,34 +137,30 @@ async fn watched(
     let ended = ended.unwrap_or(Err(ReconcileError::Deadline(DEADLINE)));
     let outcome = if ended.is_ok() { "ok" } else { "error" };
     context.metrics.reconciled(controller, outcome, began.elapsed());
-    if let Err(error) = &ended {
-        tracing::warn!(controller, namespace, name, "{error}");
-        context.metrics.failed(controller, error.category());
-    } else {
-        context.is_well(&format!("{controller}/{namespace}/{name}"));
+    let name = ObjectRef::from_obj(object).to_string();
+    match &ended {
+        Ok(_) => context.is_well(&name),
+        Err(error) => {
+            tracing::warn!(controller, object = name, "{error}");
+            context.metrics.failed(controller, error.category());
+            let (reason, message) = ("ReconcileFailed".to_owned(), error.to_string());
+            let note = Note { warning: true, reason, message };
+            context.tell(&object.object_ref(&()), "Reconcile", note).await;
+        }
     }
     Ok(Action::requeue(ended?.unwrap_or(RESYNC)))
 }
 
-/// Later and later; the object says why.
-fn retry<K>(object: &Arc<K>, error: &ReconcileError, context: &Arc<Context>) -> Action
-where
-    K: Resource<DynamicType = ()>,
-{
-    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let controller = if K::kind(&()) == "LlamaPool" { "pool" } else { "deployment" };
-    let wait = context.failed(format!("{controller}/{namespace}/{name}"));
-    let (about, context) = (object.object_ref(&()), Arc::clone(context));
-    let note = Note { warning: true, reason: "ReconcileFailed".to_owned(), message: error.to_string() };
-    // Ends by itself: an event has a deadline.
-    tokio::spawn(async move { context.tell(&about, "Reconcile", note).await });
-    Action::requeue(wait)
+/// Later and later.
+fn retry<K: Resource<DynamicType = ()>>(object: &K, context: &Context) -> Action {
+    Action::requeue(context.failed(ObjectRef::from_obj(object).to_string()))
 }
 
 /// Polls the controller to its end.
 async fn drive<K, Q>(
     passes: impl Stream<Item = Result<(ObjectRef<K>, Action), Error<ReconcileError, Q>>>,
     controller: &'static str,
+    context: &Context,
     count: impl Fn(),
 ) where
     K: Resource<DynamicType = ()> + DeserializeOwned,
@@ -173,8 +170,10 @@ async fn drive<K, Q>(
     while let Some(pass) = passes.next().await {
         count();
         match pass {
-            // Said where it happened; and an object that went while it waited is no news.
-            Ok(_) | Err(Error::ReconcilerFailed(..) | Error::ObjectNotFound(_)) => {}
+            // Said where it happened.
+            Ok(_) | Err(Error::ReconcilerFailed(..)) => {}
+            // It went while it waited for its next try.
+            Err(Error::ObjectNotFound(object)) => context.is_well(&object.to_string()),
             Err(error) => tracing::warn!(controller, "{error}"),
         }
     }

@@ -139,12 +139,13 @@ impl Of {
             return known;
         }
         let params = kube::api::ListParams::default().labels(&selector(name));
-        let pods = self.pods.list(&params).await.ok()?;
-        let leader = gang::gangs(&pods.items)
-            .into_iter()
-            .filter(|gang| gang.phase == GangPhase::Ready)
-            .max_by_key(|gang| gang.created)?;
-        describe(&leader.address?).await.or(known)
+        let pods = self.pods.list(&params).await.map(|pods| pods.items).unwrap_or_default();
+        let ready = gang::gangs(&pods).into_iter().filter(|gang| gang.phase == GangPhase::Ready);
+        // What was known stays where nobody can be asked.
+        match ready.max_by_key(|gang| gang.created).and_then(|leader| leader.address) {
+            Some(leader) => describe(&leader).await.or(known),
+            None => known,
+        }
     }
 
     async fn write_status(

@@ -21,8 +21,8 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, ValueEnum};
 use herd_api::{LlamaDeployment, LlamaPool};
 use herd_control::revision::Defaults;
+use kube::Client;
 use kube::api::ListParams;
-use kube::{Api, Client};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -180,9 +180,5 @@ where
         + std::fmt::Debug
         + serde::de::DeserializeOwned,
 {
-    let api: Api<K> = match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    };
-    api.list_metadata(&ListParams::default().limit(1)).await.map(|_| ())
+    controllers::api::<K>(client, namespace).list_metadata(&ListParams::default().limit(1)).await.map(|_| ())
 }

@@ -87,9 +87,10 @@ async fn make(
         let name = || names::revision(deployment, revision);
         let pod = build::pod(input).map_err(|source| ReconcileError::Source { name: name(), source })?;
         // An id that is taken is tried again with another one in the next pass.
-        pods.create(&pod, Manager::Operator).await?;
-        tell(context, about, "CreateGang", "GangCreated", format!("gang {gang} of revision {revision}"))
-            .await;
+        if pods.create(&pod, Manager::Operator).await? {
+            let message = format!("gang {gang} of revision {revision}");
+            tell(context, about, "CreateGang", "GangCreated", message).await;
+        }
     }
     Ok(())
 }

@@ -12,9 +12,10 @@ use crate::step::{compiled, run_watched};
 /// features. An example counts as a test there: with one in each build, there is one set of features.
 const EXAMPLE: [&str; 2] = ["--example", "crds"];
 
-/// Builds all programs; how much there was to compile.
+/// Builds the programs that users run; how much there was to compile.
 pub(crate) fn all(paths: &Paths, activity: &Activity) -> Result<String> {
-    build(paths, &["--bins"], activity)
+    let programs = ["herd", "herd-gateway", "herd-operator", "herd-worker"];
+    build(paths, &programs.map(|program| ["--bin", program]).concat(), activity)
 }
 
 /// Builds the `herd` command.

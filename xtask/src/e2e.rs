@@ -11,7 +11,7 @@ use crate::kubectl::Kubectl;
 use crate::paths::Paths;
 use crate::progress::{self, Activity};
 use crate::step::{Outcome, Step, run, run_lanes, run_watched};
-use crate::{binaries, cargo_test, content, diagnostics, machine, models, release};
+use crate::{binaries, cargo_test, content, diagnostics, machine, models};
 
 /// Name of the cluster.
 const NAME: &str = "herd-e2e";
@@ -58,7 +58,7 @@ fn prepare(paths: &Paths, keep: bool) -> Result<Command> {
     }
     progress::step("tests", |activity| Ok(((), compile(paths, activity)?)))?;
     let python = progress::step("python", |activity| python(paths, activity))?;
-    let Installed { kubectl, kubeconfig: _, helm, grpcurl } = install::install(paths, NAME)?;
+    let Installed { kubectl, kubeconfig: _, grpcurl } = install::install(paths, NAME)?;
     let mut command = paths.cargo(&TEST);
     command
         .env("HERD_E2E_CLUSTER", NAME)
@@ -66,8 +66,6 @@ fn prepare(paths: &Paths, keep: bool) -> Result<Command> {
         .env("HERD_E2E_HERD", binaries::path(paths, "herd"))
         .env("HERD_E2E_GRPCURL", grpcurl)
         .env("HERD_E2E_PYTHON", python)
-        .env("HERD_E2E_HELM", helm)
-        .env("HERD_E2E_CHART", release::chart(paths))
         .env("HERD_MODELS", &paths.models);
     Ok(command)
 }

@@ -17,7 +17,6 @@ use crate::release::{self, Helm};
 pub(crate) struct Installed {
     pub(crate) kubectl: Kubectl,
     pub(crate) kubeconfig: PathBuf,
-    pub(crate) helm: PathBuf,
     pub(crate) grpcurl: PathBuf,
 }
 
@@ -46,7 +45,7 @@ pub(crate) fn install(paths: &Paths, name: &str) -> Result<Installed> {
     let kubectl = Kubectl::of(&folder);
     let helm = Helm::new(helm, &folder);
     release::install(paths, &helm, &kubectl, &images)?;
-    Ok(Installed { kubectl, kubeconfig: folder.join("kubeconfig"), helm: helm.program().to_owned(), grpcurl })
+    Ok(Installed { kubectl, kubeconfig: folder.join("kubeconfig"), grpcurl })
 }
 
 /// Removes a cluster and all it owns; it is no error that there is none.

@@ -37,11 +37,6 @@ impl Helm {
         Self { program, kubeconfig: cluster.join("kubeconfig"), home: cluster.join("helm") }
     }
 
-    /// The program.
-    pub(crate) fn program(&self) -> &Path {
-        &self.program
-    }
-
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).args(["--namespace", NAMESPACE, "--kubeconfig"]).arg(&self.kubeconfig);
@@ -53,7 +48,7 @@ impl Helm {
 }
 
 /// Where the chart is.
-pub(crate) fn chart(paths: &Paths) -> PathBuf {
+fn chart(paths: &Paths) -> PathBuf {
     paths.root.join("charts/herd")
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn up(paths: &Paths, name: &str) -> Result<()> {
 }
 
 fn serve(paths: &Paths, name: &str, began: Instant) -> Result<()> {
-    let Installed { kubectl, kubeconfig, helm: _, grpcurl: _ } = install::install(paths, name)?;
+    let Installed { kubectl, kubeconfig, grpcurl: _ } = install::install(paths, name)?;
     let example = paths.root.join(EXAMPLE).display().to_string();
     progress::step(EXAMPLE, |_| {
         let applied = kubectl.text(&["apply", "-f", &example])?;

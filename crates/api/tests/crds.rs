@@ -1,4 +1,4 @@
-//! `crds/` is what the types say, small, and accepts and refuses what it should.
+//! `crds/` is what the types say, and small. What they refuse is an end-to-end test.
 
 use std::path::Path;
 

@@ -202,8 +202,7 @@ fn cannot_start(container: &ContainerStatus) -> Option<Trouble> {
         | "ErrImageNeverPull"
         | "InvalidImageName"
         | "ImageInspectError"
-        | "RegistryUnavailable"
-        | "ErrImageVolumePull" => reason::IMAGE_PULL_FAILED,
+        | "RegistryUnavailable" => reason::IMAGE_PULL_FAILED,
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => kubelet,
         _ => return None,
     };

@@ -8,6 +8,8 @@ pub mod gang;
 pub mod plan;
 pub mod revision;
 pub mod status;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use validate::{Claims, GangSpec, Refusal, ValidatedDeployment, ValidatedPool, validate};

@@ -93,10 +93,12 @@ fn canonical(spec: &GangSpec, out: &mut String) {
         field("nodeSelector", Some(format!("{name}={value}")));
     }
     for Toleration { effect, key, operator, toleration_seconds, value } in tolerations {
-        field(
-            "toleration",
-            Some(format!("{effect:?} {key:?} {operator:?} {toleration_seconds:?} {value:?}")),
-        );
+        field("toleration", Some(String::new()));
+        field("effect", effect.clone());
+        field("key", key.clone());
+        field("operator", operator.clone());
+        field("tolerationSeconds", toleration_seconds.map(|seconds| seconds.to_string()));
+        field("value", value.clone());
     }
     field("priorityClassName", priority_class_name.clone());
     field("terminationGracePeriodSeconds", Some(termination_grace_period_seconds.to_string()));

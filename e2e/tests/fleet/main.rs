@@ -5,6 +5,7 @@ mod clients;
 mod deletion;
 mod objects;
 mod operator;
+mod rights;
 mod scaling;
 mod shared;
 mod sources;

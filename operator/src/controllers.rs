@@ -8,6 +8,7 @@ use herd_api::{LlamaDeployment, LlamaPool, labels};
 use herd_control::status::Note;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Error};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{Controller, watcher};
@@ -27,6 +28,9 @@ const RESYNC: Duration = Duration::from_mins(5);
 const CONCURRENCY: u16 = 8;
 /// Changes of an object that follow each other closely are one.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// As watched: one that this operator cannot read, of a newer version, say, stops the watch of none but itself.
+pub(crate) type Watched<K> = DeserializeGuard<K>;
 
 /// Runs both until `stop`.
 pub(crate) async fn run(context: Arc<Context>, namespace: Option<&str>, stop: CancellationToken) {
@@ -57,18 +61,21 @@ fn config() -> Config {
 
 async fn deployments(context: Arc<Context>, namespace: Option<&str>, stop: CancellationToken) {
     let client = context.client.clone();
-    let controller = Controller::new(api::<LlamaDeployment>(&client, namespace), watcher::Config::default());
+    let controller =
+        Controller::new(api::<Watched<LlamaDeployment>>(&client, namespace), watcher::Config::default());
     let all = controller.store();
     let (others, known) = (controller.store(), controller.store());
     let passes = controller
         .with_config(config())
-        .owns(api::<LlamaPool>(&client, namespace), made())
+        .owns(api::<Watched<LlamaPool>>(&client, namespace), made())
         .owns(api::<Service>(&client, namespace), made())
         .owns(api::<PodDisruptionBudget>(&client, namespace), made())
         // When one goes or changes, a name may be free for another.
-        .watches(api::<LlamaDeployment>(&client, namespace), watcher::Config::default(), move |changed| {
-            sharing_a_name(&changed, &others)
-        })
+        .watches(
+            api::<Watched<LlamaDeployment>>(&client, namespace),
+            watcher::Config::default(),
+            move |changed| sharing_a_name(&changed, &others),
+        )
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(
             move |object, context| {
@@ -90,7 +97,8 @@ async fn deployments(context: Arc<Context>, namespace: Option<&str>, stop: Cance
 
 async fn pools(context: Arc<Context>, namespace: Option<&str>, stop: CancellationToken) {
     let client = context.client.clone();
-    let controller = Controller::new(api::<LlamaPool>(&client, namespace), watcher::Config::default());
+    let controller =
+        Controller::new(api::<Watched<LlamaPool>>(&client, namespace), watcher::Config::default());
     let known = controller.store();
     let passes = controller
         .with_config(config())
@@ -109,11 +117,11 @@ async fn pools(context: Arc<Context>, namespace: Option<&str>, stop: Cancellatio
 }
 
 fn sharing_a_name(
-    changed: &LlamaDeployment,
-    all: &Store<LlamaDeployment>,
-) -> Vec<ObjectRef<LlamaDeployment>> {
-    let names = |of: &LlamaDeployment| {
-        let mut names = of.spec.model.served_names.clone();
+    changed: &Watched<LlamaDeployment>,
+    all: &Store<Watched<LlamaDeployment>>,
+) -> Vec<ObjectRef<Watched<LlamaDeployment>>> {
+    let names = |of: &Watched<LlamaDeployment>| {
+        let mut names = of.0.as_ref().map_or(Vec::new(), |of| of.spec.model.served_names.clone());
         names.push(of.name_any());
         names
     };

@@ -14,6 +14,7 @@ use kube::{Api, Resource as _, ResourceExt as _};
 
 use crate::apply::{Manager, Objects};
 use crate::context::Context;
+use crate::controllers::Watched;
 use crate::describe::describe;
 use crate::error::ReconcileError;
 
@@ -22,7 +23,7 @@ pub(crate) async fn reconcile(
     context: &Context,
     namespace: &str,
     name: &str,
-    all: &[Arc<LlamaDeployment>],
+    all: &[Arc<Watched<LlamaDeployment>>],
 ) -> Result<(), ReconcileError> {
     let of = Of::new(context, namespace);
     // Read anew: what the watch has may be older than our own last write.
@@ -32,7 +33,7 @@ pub(crate) async fn reconcile(
     }
     let uid = deployment.uid().unwrap_or_default();
     let observed = of.observe(name, &uid).await?;
-    let claims = Claims::before(&deployment, all.iter().map(AsRef::as_ref));
+    let claims = Claims::before(&deployment, all.iter().filter_map(|one| one.0.as_ref().ok()));
     let (refusal, accepted) = match validate(&deployment, &claims) {
         Ok(validated) => (None, Some(validated)),
         Err(refusal) => (Some(refusal), None),

@@ -1,3 +1,5 @@
+mod deployment;
+
 use herd_api::condition::reason;
 use herd_api::{LlamaDeployment, LlamaPool};
 use k8s_openapi::api::core::v1::Pod;

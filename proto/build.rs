@@ -3,7 +3,7 @@
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["herd/v1/inference.proto", "herd/internal/v1/worker.proto"];
+    let files = ["herd/v1/inference.proto", "herd/internal/v1/worker.proto", "herd/internal/v1/rank.proto"];
     let set = protox::compile(files, ["."])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptor.bin"), set.encode_to_vec())?;

@@ -1,5 +1,6 @@
 //! Herd's gRPC services as Rust types. The protos are the documentation: `proto/herd/v1/inference.proto` is what clients
-//! see, `proto/herd/internal/v1/worker.proto` what gateway, operator and workers say to each other.
+//! see, `proto/herd/internal/v1/worker.proto` what gateway, operator and workers say to each other, and `rank.proto` beside it
+//! what the processes of a gang do.
 
 /// The public API, `herd.v1`.
 #[allow(missing_docs, clippy::pedantic, reason = "generated")]

@@ -1,8 +1,9 @@
 //! From options to an executor and what has to be known about its model.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
-use herd_engine::{Checkpoint, CpuModel, Executor, FakeOptions, LoadError, LoadOptions, ModelInfo};
+use herd_engine::{Checkpoint, CpuModel, CpuRanks, Executor, FakeOptions, LoadError, LoadOptions, ModelInfo};
 use herd_model::{BLOCK_TOKENS, Dtype, FileDigest, ModelConfig, ShardPlan, kv_fingerprint, model_digest};
 
 use crate::error::WorkerError;
@@ -29,27 +30,61 @@ pub(crate) fn load(
     limits: &WorkerLimits,
 ) -> Result<(Box<dyn Executor>, Model), WorkerError> {
     match backend {
-        Backend::Cpu(cpu) => load_cpu(&cpu, limits),
+        Backend::Cpu(cpu) => {
+            let options = load_options(&cpu, cpu.tensor, limits)?;
+            let model = CpuModel::load(&cpu.model_dir, &options)?;
+            let info = about(&cpu, model.info());
+            Ok((Box::new(model), info))
+        }
         Backend::Fake(fake) => load_fake(*fake),
     }
 }
 
-fn load_cpu(backend: &CpuBackend, limits: &WorkerLimits) -> Result<(Box<dyn Executor>, Model), WorkerError> {
+/// Loads the ranks that one process of a gang of several has.
+pub(crate) fn load_part(
+    backend: Backend,
+    limits: &WorkerLimits,
+    local: Range<usize>,
+) -> Result<(CpuRanks, Model), WorkerError> {
+    match backend {
+        Backend::Cpu(cpu) => {
+            let options = load_options(&cpu, local.len(), limits)?;
+            let ranks = CpuRanks::load(&cpu.model_dir, &options, local)?;
+            let info = about(&cpu, ranks.info());
+            Ok((ranks, info))
+        }
+        Backend::Fake(_) => {
+            let problem = "the fake backend has all ranks in one process".to_owned();
+            Err(WorkerError::Option { option: "--first-rank", problem })
+        }
+    }
+}
+
+/// `local`: ranks in this process.
+fn load_options(
+    backend: &CpuBackend,
+    local: usize,
+    limits: &WorkerLimits,
+) -> Result<LoadOptions, WorkerError> {
     let CpuBackend { model_dir, tensor, dtype, kv, threads } = backend;
     let kv_blocks = match *kv {
         KvSize::Blocks(blocks) => blocks,
         KvSize::Bytes(bytes) => {
             let checkpoint = Checkpoint::open(model_dir).map_err(LoadError::from)?;
+            // As much for each rank as if all of them were here.
+            let bytes = bytes.saturating_mul(*tensor as u64) / (local as u64).max(1);
             kv_blocks(checkpoint.config(), *tensor, *dtype, bytes, limits)?
         }
     };
-    let options = LoadOptions { tensor: *tensor, dtype: *dtype, kv_blocks, threads: *threads };
-    let model = CpuModel::load(model_dir, &options)?;
-    let ModelInfo { config, shards, digest, kv_fingerprint, kv_blocks, weight_bytes_per_rank } =
-        model.info().clone();
+    Ok(LoadOptions { tensor: *tensor, dtype: *dtype, kv_blocks, threads: *threads })
+}
+
+fn about(backend: &CpuBackend, info: &ModelInfo) -> Model {
+    let CpuBackend { model_dir, dtype, .. } = backend;
+    let ModelInfo { config, shards, digest, kv_fingerprint, kv_blocks, weight_bytes_per_rank } = info.clone();
     tracing::info!(digest, kv_fingerprint, kv_blocks, ?weight_bytes_per_rank, "model loaded");
     let bundle = Some(model_dir.clone());
-    let model_info = Model {
+    Model {
         config,
         shards,
         digest,
@@ -58,11 +93,10 @@ fn load_cpu(backend: &CpuBackend, limits: &WorkerLimits) -> Result<(Box<dyn Exec
         kv_blocks,
         block_tokens: BLOCK_TOKENS,
         bundle,
-    };
-    Ok((Box::new(model), model_info))
+    }
 }
 
-/// Blocks that fit into `bytes` over all ranks, and no more than all sequences together can fill.
+/// Blocks that fit into `bytes` over all ranks of a gang, and no more than all sequences together can fill.
 fn kv_blocks(
     config: &ModelConfig,
     tensor: usize,

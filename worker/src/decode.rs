@@ -180,7 +180,7 @@ impl Owner {
                 },
                 Some(ask) = self.transfer.asks.recv() => self.answer(ask, &mut blocks)?,
                 change = blocks.change() => match change {
-                    Change::Reserved(reservation) => self.reserved(reservation, &mut blocks)?,
+                    Change::Reserved(reservation) => self.reserved(reservation, &mut blocks).await?,
                     Change::NoBlocks => return Err(no_kv_blocks("here", self.gang.blocks_deadline)),
                     Change::Expired => return Err(self.failed("its lease on kv blocks has expired")),
                 },
@@ -188,6 +188,9 @@ impl Owner {
         };
         if !self.transfer.landing.is_complete() {
             return Err(self.failed("done before all kv had come"));
+        }
+        if let Some(followers) = &self.gang.followers {
+            followers.close(self.transfer.id, true);
         }
         let reservation = self.transfer.landing.close().ok_or_else(|| self.failed("done without a lease"))?;
         Ok((token_from(0, first), reservation))
@@ -255,19 +258,32 @@ impl Owner {
         Ok(())
     }
 
-    fn reserved(
+    async fn reserved(
         &self,
         reservation: Result<Reservation, SubmitError>,
         blocks: &mut Blocks,
     ) -> Result<(), Status> {
-        let lease = self.gang.lease;
-        let leased = Blocks::Leased(Instant::now() + lease);
-        let Blocks::Waiting(_, reply, _) = std::mem::replace(blocks, leased) else { return Ok(()) };
+        let Blocks::Waiting(_, reply, _) = std::mem::replace(blocks, Blocks::NotAsked) else {
+            return Ok(());
+        };
         let reservation = reservation.map_err(|error| refuse(&error))?;
-        let Gang { engine, model, .. } = &*self.gang;
+        let Gang { engine, model, followers, lease, .. } = &*self.gang;
         let (layers, prompt_tokens) = (model.config.layers, self.request.prompt.len());
-        self.transfer.landing.open(reservation, engine.kv(), layers, prompt_tokens, model.block_tokens);
-        let _ = reply.send(Ok(lease));
+        let (landing, table) = (&self.transfer.landing, Arc::clone(reservation.blocks()));
+        landing.open(
+            Some(reservation),
+            Arc::clone(&table),
+            engine.kv(),
+            layers,
+            prompt_tokens,
+            model.block_tokens,
+        );
+        if let Some(followers) = followers {
+            let landed = followers.land(self.transfer.id, prompt_tokens, &table).await;
+            landed.map_err(|error| Status::unavailable(error.to_string()))?;
+        }
+        *blocks = Blocks::Leased(Instant::now() + *lease);
+        let _ = reply.send(Ok(*lease));
         Ok(())
     }
 }

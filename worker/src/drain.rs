@@ -1,6 +1,6 @@
 //! Admission: what is taken, what still runs, and how a gang is emptied.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use herd_proto::internal::v1::Phase;
@@ -21,6 +21,8 @@ pub(crate) struct Admission {
     running: watch::Sender<usize>,
     capacity: usize,
     abort: CancellationToken,
+    /// Why what runs has to end.
+    reason: OnceLock<&'static str>,
 }
 
 /// A request that was taken.
@@ -37,6 +39,7 @@ impl Admission {
             running: watch::Sender::new(0),
             capacity,
             abort: CancellationToken::new(),
+            reason: OnceLock::new(),
         }
     }
 
@@ -77,22 +80,23 @@ impl Admission {
             return 0;
         }
         let aborted = *running.borrow_and_update();
-        self.abort();
+        self.abort("this gang was drained and its deadline is up");
         if timeout(ABORT_DEADLINE, running.wait_for(|running| *running == 0)).await.is_err() {
             tracing::error!("requests did not end within {ABORT_DEADLINE:?} of being aborted");
         }
         aborted
     }
 
-    /// Ends everything that runs.
-    pub(crate) fn abort(&self) {
+    /// Ends everything that runs; the first reason counts.
+    pub(crate) fn abort(&self, reason: &'static str) {
+        self.reason.get_or_init(|| reason);
         self.abort.cancel();
     }
 
     /// Resolves when what runs has to end.
     pub(crate) async fn aborted(&self) -> Status {
         self.abort.cancelled().await;
-        Status::unavailable("aborted: this gang was drained and its deadline is up")
+        Status::unavailable(format!("aborted: {}", self.reason.get().copied().unwrap_or_default()))
     }
 }
 

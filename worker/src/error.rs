@@ -35,6 +35,14 @@ pub enum WorkerError {
         /// The operating system's answer.
         source: std::io::Error,
     },
+    /// The leader of the gang has something else loaded.
+    #[error("the leader {leader} does not take this process: {reason}")]
+    Refused {
+        /// "host:port".
+        leader: String,
+        /// What differs.
+        reason: String,
+    },
     /// The engine's epoch is over.
     #[error("the engine has stopped: {0}")]
     EngineStopped(String),
@@ -52,6 +60,7 @@ impl WorkerError {
             Self::Parallelism(_) => "ImpossibleParallelism",
             Self::Option { .. } => "InvalidOption",
             Self::Listen { .. } => "PortUnavailable",
+            Self::Refused { .. } => "GangMismatch",
             Self::EngineStopped(_) => "EngineStopped",
             Self::Internal(_) => "InternalError",
         }

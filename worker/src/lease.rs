@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tonic::Status;
 
+use crate::ranks::Followers;
 use crate::transfer::Landing;
 
 /// Asks a transfer's owner has not seen yet. There is one prefill leader a transfer and it waits for each answer.
@@ -41,7 +42,8 @@ pub(crate) enum Ask {
 #[derive(Debug)]
 struct Entry {
     landing: Arc<Landing>,
-    asks: mpsc::Sender<Ask>,
+    /// None: the owner is in the leader of this gang, another process.
+    asks: Option<mpsc::Sender<Ask>>,
 }
 
 /// All open transfers of a gang.
@@ -49,9 +51,15 @@ struct Entry {
 pub(crate) struct Transfers {
     last: AtomicU64,
     open: Mutex<HashMap<u64, Entry>>,
+    /// The other processes of the gang, which take a part of the KV each.
+    followers: Option<Arc<Followers>>,
 }
 
 impl Transfers {
+    pub(crate) fn new(followers: Option<Arc<Followers>>) -> Self {
+        Self { followers, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,8 +69,29 @@ impl Transfers {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, asks) = mpsc::channel(MAX_ASKS);
         let landing = Arc::<Landing>::default();
-        self.lock().insert(id, Entry { landing: Arc::clone(&landing), asks: sender });
+        self.lock().insert(id, Entry { landing: Arc::clone(&landing), asks: Some(sender) });
         Transfer { id, landing, asks, transfers: Arc::clone(self) }
+    }
+
+    /// A transfer whose owner is in another process of this gang.
+    pub(crate) fn adopt(&self, id: u64) -> Arc<Landing> {
+        let landing = Arc::<Landing>::default();
+        self.lock().insert(id, Entry { landing: Arc::clone(&landing), asks: None });
+        landing
+    }
+
+    /// Ends one that was adopted.
+    pub(crate) fn forget(&self, id: u64) {
+        if let Some(entry) = self.lock().remove(&id) {
+            drop(entry.landing.close());
+        }
+    }
+
+    /// Ends all that were adopted.
+    pub(crate) fn forget_all(&self) {
+        for (_, entry) in self.lock().drain() {
+            drop(entry.landing.close());
+        }
     }
 
     /// Where the KV of a transfer goes.
@@ -93,7 +122,7 @@ impl Transfers {
         ask: impl FnOnce(oneshot::Sender<Result<Duration, Status>>) -> Ask,
     ) -> Result<Duration, Status> {
         let gone = || Status::not_found(format!("transfer {id} is not open"));
-        let asks = self.lock().get(&id).map(|entry| entry.asks.clone()).ok_or_else(gone)?;
+        let asks = self.lock().get(&id).and_then(|entry| entry.asks.clone()).ok_or_else(gone)?;
         let (reply, answer) = oneshot::channel();
         asks.send(ask(reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -111,6 +140,10 @@ pub(crate) struct Transfer {
 
 impl Drop for Transfer {
     fn drop(&mut self) {
+        if let Some(followers) = &self.transfers.followers {
+            followers.close(self.id, false);
+        }
+        // After the other processes are told: the blocks are others' from here on.
         drop(self.landing.close());
         self.transfers.lock().remove(&self.id);
     }

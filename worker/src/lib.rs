@@ -18,6 +18,7 @@ mod metrics;
 mod net;
 mod options;
 mod prefill;
+mod ranks;
 mod refusal;
 mod request;
 mod service;
@@ -31,9 +32,10 @@ mod worker;
 pub use error::WorkerError;
 pub use herd_proto::internal::v1::Role;
 pub use options::{
-    Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, FakeBackend, KvSize,
-    WorkerLimits, WorkerOptions,
+    Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, FakeBackend,
+    GangPart, KvSize, WorkerLimits, WorkerOptions,
 };
+pub use ranks::Follower;
 pub use refusal::RETRY_AFTER;
 pub use signals::StopSignals;
 pub use termination::TerminationMessage;

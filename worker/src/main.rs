@@ -10,8 +10,8 @@ use clap::{Parser, ValueEnum};
 use herd_engine::DEFAULT_STEP_TOKENS;
 use herd_model::Dtype;
 use herd_worker::{
-    Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, KvSize, Role,
-    StopSignals, TerminationMessage, Worker, WorkerError, WorkerLimits, WorkerOptions,
+    Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, Follower, GangPart,
+    KvSize, Role, StopSignals, TerminationMessage, Worker, WorkerError, WorkerLimits, WorkerOptions,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -67,6 +67,18 @@ struct Args {
     /// Generated unless given.
     #[arg(long, env = "HERD_GANG_ID")]
     gang_id: Option<String>,
+    /// Where a gang is several processes: ranks that each of them has. It has to divide the tensor degree.
+    #[arg(long, env = "HERD_RANKS_PER_POD", requires_all = ["leader", "gang_id"])]
+    ranks_per_pod: Option<usize>,
+    /// First of the ranks of this process; the one with rank 0 leads.
+    #[arg(long, env = "HERD_FIRST_RANK", default_value_t = 0)]
+    first_rank: usize,
+    /// "host:port" of the leader's --grpc.
+    #[arg(long, env = "HERD_LEADER")]
+    leader: Option<String>,
+    /// Where this process takes connections of the other processes' ranks.
+    #[arg(long, env = "HERD_RANK_BIND", default_value = "127.0.0.1:9200")]
+    rank_bind: SocketAddr,
     /// Of the LlamaDeployment.
     #[arg(long, env = "HERD_REVISION", default_value = "")]
     revision: String,
@@ -144,6 +156,35 @@ fn run(args: Args) -> Result<(), WorkerError> {
 }
 
 async fn serve(options: WorkerOptions, signals: &mut StopSignals) -> Result<(), WorkerError> {
+    match options.part.clone().filter(|part| part.first_rank > 0) {
+        Some(part) => follow(options, part, signals).await,
+        None => lead(options, signals).await,
+    }
+}
+
+async fn follow(
+    options: WorkerOptions,
+    part: GangPart,
+    signals: &mut StopSignals,
+) -> Result<(), WorkerError> {
+    let mut follower = tokio::select! {
+        started = Follower::start(options, part) => started?,
+        () = signals.next() => return Ok(()),
+    };
+    tokio::select! {
+        error = follower.failed() => return Err(error),
+        () = signals.next() => {}
+    }
+    tracing::info!("waits for the end of the epoch; a second signal does not");
+    tokio::select! {
+        () = follower.drain() => {}
+        () = signals.next() => {}
+    }
+    follower.shutdown().await;
+    Ok(())
+}
+
+async fn lead(options: WorkerOptions, signals: &mut StopSignals) -> Result<(), WorkerError> {
     let within = options.drain_deadline;
     let mut worker = tokio::select! {
         started = Worker::start(options) => started?,
@@ -180,6 +221,10 @@ fn options(args: Args) -> WorkerOptions {
         kv_bind,
         advertise,
         gang_id,
+        ranks_per_pod,
+        first_rank,
+        leader,
+        rank_bind,
         revision,
         role,
         drain_deadline,
@@ -204,6 +249,11 @@ fn options(args: Args) -> WorkerOptions {
         revision,
         gang_id,
         role: role.into(),
+        // All ranks in one process are no part of anything.
+        part: ranks_per_pod
+            .zip(leader)
+            .filter(|(ranks, _)| *ranks != tensor)
+            .map(|(ranks_per_pod, leader)| GangPart { first_rank, ranks_per_pod, leader, bind: rank_bind }),
         drain_deadline: Duration::from_secs(drain_deadline),
         lease: DEFAULT_LEASE,
         blocks_deadline: DEFAULT_BLOCKS_DEADLINE,

@@ -1,5 +1,7 @@
 //! What `/metrics` says. One registry a worker: several live in one process.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use herd_engine::{Engine, EngineCounters, EngineLoad};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
@@ -9,6 +11,8 @@ use crate::transfer::Reject;
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    /// Counted in epochs that are over.
+    before: Mutex<EngineCounters>,
     requests: IntCounterVec,
     requests_running: IntGauge,
     requests_waiting: IntGauge,
@@ -98,6 +102,7 @@ impl Metrics {
                 "Transfers this gang received, by outcome.",
                 "outcome",
             )?,
+            before: Mutex::default(),
             registry,
         };
         for call in [Call::Decode, Call::Prefill] {
@@ -145,28 +150,47 @@ impl Metrics {
         self.kv_transfers.with_label_values(&[outcome]).inc();
     }
 
+    fn before(&self) -> MutexGuard<'_, EngineCounters> {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next engine counts from 0 again.
+    pub(crate) fn epoch_ended(&self, counted: EngineCounters) {
+        let mut before = self.before();
+        *before = sum(*before, counted);
+    }
+
     /// The page, in Prometheus's text format.
     pub(crate) fn render(
         &self,
         engine: Option<&Engine>,
         transfers: usize,
     ) -> Result<String, prometheus::Error> {
-        if let Some(engine) = engine {
-            let EngineLoad { running, waiting, waiting_prompt_tokens, kv_blocks_used } =
-                *engine.load().borrow();
-            self.requests_running.set(running as i64);
-            self.requests_waiting.set(waiting as i64);
-            self.waiting_prompt_tokens.set(waiting_prompt_tokens as i64);
-            self.kv_blocks_used.set(kv_blocks_used as i64);
-            let EngineCounters { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens } =
-                engine.counters();
-            raise(&self.steps, steps);
-            raise(&self.prompt_tokens, prompt_tokens);
-            raise(&self.output_tokens, output_tokens);
-            raise(&self.prefill_recomputed_tokens, prefill_recomputed_tokens);
-        }
+        let EngineLoad { running, waiting, waiting_prompt_tokens, kv_blocks_used } =
+            engine.map_or_else(EngineLoad::default, |engine| *engine.load().borrow());
+        self.requests_running.set(running as i64);
+        self.requests_waiting.set(waiting as i64);
+        self.waiting_prompt_tokens.set(waiting_prompt_tokens as i64);
+        self.kv_blocks_used.set(kv_blocks_used as i64);
+        let now = engine.map_or_else(EngineCounters::default, Engine::counters);
+        let EngineCounters { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens } =
+            sum(*self.before(), now);
+        raise(&self.steps, steps);
+        raise(&self.prompt_tokens, prompt_tokens);
+        raise(&self.output_tokens, output_tokens);
+        raise(&self.prefill_recomputed_tokens, prefill_recomputed_tokens);
         self.transfers_open.set(transfers as i64);
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+fn sum(before: EngineCounters, now: EngineCounters) -> EngineCounters {
+    let EngineCounters { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens } = now;
+    EngineCounters {
+        steps: before.steps + steps,
+        prompt_tokens: before.prompt_tokens + prompt_tokens,
+        output_tokens: before.output_tokens + output_tokens,
+        prefill_recomputed_tokens: before.prefill_recomputed_tokens + prefill_recomputed_tokens,
     }
 }
 

@@ -1,12 +1,17 @@
 //! What a worker is started with.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use herd_engine::{DEFAULT_STEP_TOKENS, FakeControl, FakeModel, FakeOptions};
 use herd_model::Dtype;
 use herd_proto::internal::v1::Role;
+
+use crate::backend::Model;
+use crate::gang::Host;
+use crate::ranks::Expected;
 
 /// Everything a worker is started with.
 #[derive(Debug)]
@@ -33,12 +38,46 @@ pub struct WorkerOptions {
     pub gang_id: Option<String>,
     /// What is routed here to begin with; `SetRole` changes it while the worker runs.
     pub role: Role,
+    /// Where the gang is several processes: which of them this is.
+    pub part: Option<GangPart>,
     /// How long a drain waits for running requests unless its caller says otherwise.
     pub drain_deadline: Duration,
     /// How long KV blocks stay reserved for a prefill gang that does not renew.
     pub lease: Duration,
     /// How long a prompt that another gang computes waits for KV blocks here, if its caller does not give up earlier.
     pub blocks_deadline: Duration,
+}
+
+/// One process of a gang of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GangPart {
+    /// Its first rank; the process with rank 0 leads.
+    pub first_rank: usize,
+    /// Ranks of each process; they divide the tensor degree.
+    pub ranks_per_pod: usize,
+    /// "host:port" of the leader's internal gRPC service.
+    pub leader: String,
+    /// Where it takes connections of the other processes' ranks; port 0 takes a free one.
+    pub bind: SocketAddr,
+}
+
+impl GangPart {
+    /// Of this process.
+    pub(crate) fn ranks(&self) -> Range<usize> {
+        self.first_rank..self.first_rank.saturating_add(self.ranks_per_pod)
+    }
+
+    /// What the other processes of the gang have to be like.
+    pub(crate) fn expected(&self, host: &Host, model: &Model) -> Expected {
+        Expected {
+            gang_id: host.gang_id.clone(),
+            revision: host.revision.clone(),
+            tensor: model.shards.tensor(),
+            ranks_per_pod: self.ranks_per_pod,
+            model_digest: model.digest.clone(),
+            kv_fingerprint: model.kv_fingerprint.clone(),
+        }
+    }
 }
 
 /// Bounds of one gang.
@@ -151,6 +190,7 @@ impl WorkerOptions {
             revision: String::new(),
             gang_id: None,
             role: Role::Unified,
+            part: None,
             drain_deadline: DEFAULT_DRAIN_DEADLINE,
             lease: DEFAULT_LEASE,
             blocks_deadline: DEFAULT_BLOCKS_DEADLINE,

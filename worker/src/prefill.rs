@@ -1,11 +1,13 @@
 //! `Prefill`: computes a prompt, samples position 0, and pushes the KV to the gang that asked.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::try_join_all;
+use futures::TryFutureExt as _;
+use futures::future::{self, try_join_all};
 use herd_engine::{Event, SampledToken, Sequence};
-use herd_model::{ShardPlan, kv_routes};
+use herd_model::{KvRoute, ShardPlan, kv_routes};
 use herd_proto::internal::v1 as wire;
 use herd_proto::internal::v1::prefill_event::Event as WireEvent;
 use herd_proto::internal::v1::worker_client::WorkerClient;
@@ -120,21 +122,33 @@ impl Job {
             prompt_tokens: *prompt_tokens,
             blocks,
         };
-        let routes = kv_routes(&model.shards, &target).into_iter().filter_map(|route| {
-            let store = gang.engine.kv().get(route.source_rank)?;
-            let route = Route {
-                endpoint: kv_endpoints.get(route.target_rank)?.clone(),
-                source_rank: route.source_rank as u16,
-                target_rank: route.target_rank as u16,
-                heads: route.heads,
-            };
+        let mut here = Vec::new();
+        let mut elsewhere: BTreeMap<usize, Vec<Route>> = BTreeMap::new();
+        for KvRoute { source_rank, target_rank, heads } in kv_routes(&model.shards, &target) {
+            let Some(endpoint) = kv_endpoints.get(target_rank).cloned() else { continue };
+            let route =
+                Route { endpoint, source_rank: source_rank as u16, target_rank: target_rank as u16, heads };
+            match gang.followers.as_ref().and_then(|followers| followers.of_rank(source_rank)) {
+                Some(process) => elsewhere.entry(process).or_default().push(route),
+                None => here.push(route),
+            }
+        }
+        let here = here.into_iter().filter_map(|route| {
+            let store = gang.engine.kv().get(usize::from(route.source_rank))?;
             Some(send(route, &outgoing, &**store, progress.clone(), &gang.metrics))
         });
+        let here = try_join_all(here).map_err(|error| Status::unavailable(error.to_string()));
+        let elsewhere = gang.followers.iter().flat_map(|followers| {
+            let send = |(process, routes): (&usize, &Vec<Route>)| {
+                let (process, routes, progress) = (*process, routes.clone(), progress.clone());
+                let outgoing = &outgoing;
+                async move { followers.send(process, &routes, outgoing, progress).await }
+            };
+            elsewhere.iter().map(send).collect::<Vec<_>>()
+        });
+        let elsewhere = try_join_all(elsewhere).map_err(|error| Status::unavailable(error.to_string()));
         tokio::select! {
-            sent = try_join_all(routes) => match sent {
-                Ok(_) => Ok(()),
-                Err(error) => Err(Status::unavailable(error.to_string())),
-            },
+            sent = future::try_join(here, elsewhere) => sent.map(drop),
             lost = decode_gang.hold_lease(Duration::from_millis(lease_millis.into())) => Err(lost),
         }
     }

@@ -9,23 +9,30 @@ use herd_proto::internal::v1 as wire;
 use herd_proto::internal::v1::worker_server::Worker;
 use tonic::{Request, Response, Status};
 
-use crate::gang::Gang;
+use crate::gang::{self, Current, Gang};
 use crate::stream::TaskStream;
 use crate::{bundle, deadline, decode, prefill, watch};
 
 /// The service of one gang.
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
-    gang: Arc<Gang>,
+    gang: Current,
 }
 
 impl Service {
-    pub(crate) fn new(gang: Arc<Gang>) -> Self {
+    pub(crate) fn new(gang: Current) -> Self {
         Self { gang }
     }
 
-    fn check(&self, context: Option<&wire::Context>) -> Result<(), Status> {
-        context.map_or(Ok(()), |context| self.gang.identity.check(context))
+    fn gang(&self) -> Result<Arc<Gang>, Status> {
+        gang::current(&self.gang)
+    }
+
+    /// The gang that is meant.
+    fn meant(&self, context: Option<&wire::Context>) -> Result<Arc<Gang>, Status> {
+        let gang = self.gang()?;
+        context.map_or(Ok(()), |context| gang.identity.check(context))?;
+        Ok(gang)
     }
 
     fn lease_millis(lease: Duration) -> u32 {
@@ -47,7 +54,8 @@ impl Worker for Service {
         &self,
         _: Request<wire::DescribeRequest>,
     ) -> Result<Response<wire::DescribeResponse>, Status> {
-        let Gang { identity, model, engine, role, .. } = &*self.gang;
+        let gang = self.gang()?;
+        let Gang { identity, model, engine, role, .. } = &*gang;
         let limits = engine.limits();
         Ok(Response::new(wire::DescribeResponse {
             gang_id: identity.gang_id.clone(),
@@ -72,7 +80,7 @@ impl Worker for Service {
         let wire::SetRoleRequest { role } = request.into_inner();
         match wire::Role::try_from(role) {
             Ok(role @ (wire::Role::Unified | wire::Role::Prefill | wire::Role::Decode)) => {
-                self.gang.role.send_replace(role);
+                self.gang()?.role.send_replace(role);
                 Ok(Response::new(wire::SetRoleResponse {}))
             }
             Ok(wire::Role::Unspecified) | Err(_) => {
@@ -82,7 +90,7 @@ impl Worker for Service {
     }
 
     async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(Box::pin(watch::events(&self.gang))))
+        Ok(Response::new(Box::pin(watch::events(&self.gang()?))))
     }
 
     async fn decode(
@@ -90,7 +98,7 @@ impl Worker for Service {
         request: Request<wire::DecodeRequest>,
     ) -> Result<Response<Self::DecodeStream>, Status> {
         let deadline = deadline::of(request.metadata());
-        decode::decode(&self.gang, request.into_inner(), deadline).await.map(Response::new)
+        decode::decode(&self.gang()?, request.into_inner(), deadline).await.map(Response::new)
     }
 
     async fn attach(&self, _: Request<wire::AttachRequest>) -> Result<Response<Self::AttachStream>, Status> {
@@ -102,7 +110,7 @@ impl Worker for Service {
         request: Request<wire::PrefillRequest>,
     ) -> Result<Response<Self::PrefillStream>, Status> {
         let deadline = deadline::of(request.metadata());
-        prefill::prefill(&self.gang, request.into_inner(), deadline).map(Response::new)
+        prefill::prefill(&self.gang()?, request.into_inner(), deadline).map(Response::new)
     }
 
     async fn reserve(
@@ -110,10 +118,10 @@ impl Worker for Service {
         request: Request<wire::ReserveRequest>,
     ) -> Result<Response<wire::ReserveResponse>, Status> {
         let wire::ReserveRequest { context, transfer, prompt_tokens } = request.into_inner();
-        self.check(context.as_ref())?;
-        let lease = self.gang.transfers.reserve(transfer, prompt_tokens as usize).await?;
+        let gang = self.meant(context.as_ref())?;
+        let lease = gang.transfers.reserve(transfer, prompt_tokens as usize).await?;
         Ok(Response::new(wire::ReserveResponse {
-            kv_endpoints: self.gang.kv_endpoints.clone(),
+            kv_endpoints: gang.kv_endpoints.clone(),
             lease_millis: Self::lease_millis(lease),
         }))
     }
@@ -123,8 +131,7 @@ impl Worker for Service {
         request: Request<wire::RenewRequest>,
     ) -> Result<Response<wire::RenewResponse>, Status> {
         let wire::RenewRequest { context, transfer } = request.into_inner();
-        self.check(context.as_ref())?;
-        let lease = self.gang.transfers.renew(transfer).await?;
+        let lease = self.meant(context.as_ref())?.transfers.renew(transfer).await?;
         Ok(Response::new(wire::RenewResponse { lease_millis: Self::lease_millis(lease) }))
     }
 
@@ -132,11 +139,12 @@ impl Worker for Service {
         &self,
         request: Request<wire::DrainRequest>,
     ) -> Result<Response<wire::DrainResponse>, Status> {
+        let gang = self.gang()?;
         let deadline = match request.into_inner().deadline_millis {
-            0 => self.gang.drain_deadline,
+            0 => gang.drain_deadline,
             millis => Duration::from_millis(millis.into()),
         };
-        let aborted = self.gang.admission.drain(deadline).await as u32;
+        let aborted = gang.admission.drain(deadline).await as u32;
         Ok(Response::new(wire::DrainResponse { aborted }))
     }
 
@@ -144,7 +152,8 @@ impl Worker for Service {
         &self,
         _: Request<wire::GetBundleRequest>,
     ) -> Result<Response<Self::GetBundleStream>, Status> {
-        let dir = self.gang.model.bundle.as_ref();
+        let gang = self.gang()?;
+        let dir = gang.model.bundle.as_ref();
         let dir = dir.ok_or_else(|| Status::failed_precondition("this worker's model has no files"))?;
         Ok(Response::new(Box::pin(bundle::chunks(dir))))
     }

@@ -47,12 +47,12 @@ pub(crate) fn events(
 }
 
 impl Watcher {
-    /// `None` when the worker shuts down.
+    /// `None` when the epoch ends.
     async fn next(&mut self) -> Option<wire::WatchEvent> {
-        let shutdown = self.gang.shutdown.clone();
+        let over = self.gang.over.clone();
         if let Some(last) = self.last {
             tokio::select! {
-                () = shutdown.cancelled() => return None,
+                () = over.cancelled() => return None,
                 () = async {
                     tokio::select! {
                         // An error is a sender that is gone, with the worker: the stream ends soon.

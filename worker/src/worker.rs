@@ -2,29 +2,33 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
-use herd_engine::{Engine, EngineLimits, Executor};
+use herd_engine::{CpuRanks, Engine, EngineLimits, Executor};
 use herd_proto::MAX_MESSAGE_BYTES;
 use herd_proto::internal::v1::Phase;
+use herd_proto::internal::v1::rank_server::RankServer;
 use herd_proto::internal::v1::worker_server::WorkerServer;
-use tokio::sync::watch;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic::service::Routes;
+use tonic_health::ServingStatus;
 
 use crate::backend::{self, Model};
-use crate::drain::Admission;
 use crate::error::WorkerError;
-use crate::gang::Gang;
-use crate::http::{Pages, router};
-use crate::identity::{Identity, new_epoch, new_gang_id};
+use crate::gang::{Current, Gang, Host};
+use crate::http::{Pages, Process, router};
+use crate::identity::{new_epoch, new_gang_id};
 use crate::metrics::Metrics;
-use crate::net::{Peers, advertised, bind, serve_grpc, serve_http, serve_kv};
-use crate::options::{WorkerLimits, WorkerOptions};
+use crate::net::{advertised, bind, serve_grpc, serve_http, serve_kv};
+use crate::options::{Backend, GangPart, WorkerLimits, WorkerOptions};
+use crate::ranks::{Leader, RankService};
 use crate::service::Service;
 use crate::transfer::{MAX_FINGERPRINT_BYTES, Receiver, Store, receive};
 
@@ -32,31 +36,58 @@ use crate::transfer::{MAX_FINGERPRINT_BYTES, Receiver, Store, receive};
 /// connection holds it open.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(3);
 
-/// A gang that serves. Dropped, it ends: requests that run fail.
+/// Processes of a gang that call before the leader looks. Each calls again if it has to.
+const MAX_CANDIDATES: usize = 256;
+
+/// A gang that serves, or its leader where it is several processes. Dropped, it ends: requests that run fail.
 #[derive(Debug)]
 pub struct Worker {
-    gang: Arc<Gang>,
+    current: Current,
+    /// Where the gang is one process and has one epoch.
+    only: Option<watch::Sender<Option<Arc<Gang>>>>,
     grpc: SocketAddr,
     http: SocketAddr,
     kv: Vec<SocketAddr>,
+    drain_deadline: Duration,
+    draining: CancellationToken,
+    shutdown: CancellationToken,
     tasks: Tasks,
 }
 
 /// What a worker runs beside its engine; the names are for the log.
 #[derive(Debug, Default)]
-struct Tasks {
-    set: JoinSet<Result<(), WorkerError>>,
+pub(crate) struct Tasks {
+    pub(crate) set: JoinSet<Result<(), WorkerError>>,
     names: HashMap<task::Id, &'static str>,
 }
 
 impl Tasks {
-    fn spawn(
+    pub(crate) fn spawn(
         &mut self,
         name: &'static str,
         task: impl Future<Output = Result<(), WorkerError>> + Send + 'static,
     ) {
         let id = self.set.spawn(task).id();
         self.names.insert(id, name);
+    }
+
+    /// Resolves when one of them ends, which none does before it is told to.
+    pub(crate) async fn failed(&mut self) -> WorkerError {
+        match self.set.join_next().await {
+            Some(Ok(Err(error))) => error,
+            Some(Err(error)) => WorkerError::Internal(error.to_string()),
+            Some(Ok(Ok(()))) | None => WorkerError::Internal("a server ended".to_owned()),
+        }
+    }
+
+    /// Waits, for a few seconds at most, until those that were told to end have ended; names those that had to be cut.
+    pub(crate) async fn end(&mut self) -> Vec<&'static str> {
+        let _ = timeout(SHUTDOWN_DEADLINE, self.ended()).await;
+        let cut = self.cut();
+        if !cut.is_empty() {
+            tracing::warn!(servers = ?cut, "cut what did not end within {SHUTDOWN_DEADLINE:?}");
+        }
+        cut
     }
 
     /// Waits until all have ended. Safe to cancel.
@@ -75,7 +106,8 @@ impl Tasks {
 }
 
 impl Worker {
-    /// Loads the model and serves it. Health and metrics are served from the beginning, gRPC once the gang is ready.
+    /// Loads the model and serves it. Health and metrics are served from the beginning, gRPC once the model is loaded. The
+    /// leader of a gang of several processes is ready when all of them are there.
     pub async fn start(options: WorkerOptions) -> Result<Self, WorkerError> {
         let WorkerOptions {
             backend,
@@ -88,44 +120,41 @@ impl Worker {
             revision,
             gang_id,
             role,
+            part,
             drain_deadline,
             lease,
             blocks_deadline,
         } = options;
-        let shutdown = CancellationToken::new();
+        let (shutdown, draining) = (CancellationToken::new(), CancellationToken::new());
         let metrics = Arc::new(Metrics::new()?);
-        let gang_cell = Arc::new(OnceLock::new());
+        let (sender, current) = watch::channel(None);
         let mut tasks = Tasks::default();
 
         let (listener, http) = bind(http, "HTTP").await?;
-        let pages = Pages { metrics: Arc::clone(&metrics), gang: Arc::clone(&gang_cell) };
+        let pages = Pages { metrics: Arc::clone(&metrics), process: Process::Leader(current.clone()) };
         tasks.spawn("HTTP", serve_http(listener, router(pages), shutdown.clone()));
         // A port that is taken is known before the model is loaded.
         let (grpc_listener, grpc) = bind(grpc, "gRPC").await?;
         let endpoint = advertised(advertise.as_deref(), grpc)?;
-
-        let (executor, model) = task::spawn_blocking(move || backend::load(backend, &limits))
-            .await
-            .map_err(|error| WorkerError::Internal(format!("loading the model: {error}")))??;
-        if model.kv_fingerprint.len() > MAX_FINGERPRINT_BYTES {
-            return Err(WorkerError::Internal(format!(
-                "kv fingerprint {} is too long",
-                model.kv_fingerprint
-            )));
-        }
-        metrics.kv_blocks(model.kv_blocks);
-        let engine = start_engine(executor, &model, limits)?;
-
-        let ranks = engine.kv().len();
-        let mut kv_listeners = Vec::with_capacity(ranks);
-        let mut kv_addresses = Vec::with_capacity(ranks);
-        let mut kv_endpoints = Vec::with_capacity(ranks);
-        for rank in 0..ranks {
-            let (listener, bound) = bind(rank_address(kv, rank)?, "KV").await?;
-            kv_endpoints.push(advertised(advertise.as_deref(), bound)?);
-            kv_addresses.push(bound);
-            kv_listeners.push(listener);
-        }
+        let local = part.as_ref().map(GangPart::ranks);
+        let (loaded, model) = load(backend, limits, local).await?;
+        let host = Host {
+            gang_id: gang_id.unwrap_or_else(new_gang_id),
+            revision,
+            role: Arc::new(watch::Sender::new(role)),
+            peers: Arc::default(),
+            metrics,
+            endpoint,
+            lease,
+            blocks_deadline,
+            drain_deadline,
+            shutdown: shutdown.clone(),
+        };
+        let ranks = match &loaded {
+            Loaded::Whole(executor) => executor.kv().len(),
+            Loaded::Part(ranks) => ranks.kv().len(),
+        };
+        let (kv_listeners, kv, mut kv_endpoints) = listen_kv(kv, ranks, advertise.as_deref()).await?;
         if let Some(given) = advertise_kv {
             if given.len() != ranks {
                 let problem = format!("names {} addresses for {ranks} ranks", given.len());
@@ -133,51 +162,55 @@ impl Worker {
             }
             kv_endpoints = given;
         }
-
-        let capacity = engine.limits().running_sequences() + engine.limits().max_waiting;
-        let gang = Arc::new(Gang {
-            identity: Identity {
-                gang_id: gang_id.unwrap_or_else(new_gang_id),
-                epoch: new_epoch(),
-                revision,
-                model_digest: model.digest.clone(),
-            },
-            model,
-            engine,
-            admission: Arc::new(Admission::new(capacity)),
-            role: watch::Sender::new(role),
-            transfers: Arc::default(),
-            peers: Peers::default(),
-            metrics,
-            endpoint,
-            kv_endpoints,
-            lease,
-            blocks_deadline,
-            drain_deadline,
-            shutdown: shutdown.clone(),
-        });
         for (rank, listener) in kv_listeners.into_iter().enumerate() {
-            tasks.spawn("KV", serve_rank(receiver(&gang, rank), listener, shutdown.clone()));
+            tasks.spawn("KV", serve_rank(current.clone(), rank, listener, shutdown.clone()));
         }
         let (reporter, health) = tonic_health::server::health_reporter();
-        reporter.set_serving::<WorkerServer<Service>>().await;
-        let server = WorkerServer::new(Service::new(Arc::clone(&gang)))
+        let server = WorkerServer::new(Service::new(current.clone()))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let routes = Routes::new(server).add_service(health);
-        tasks.spawn("gRPC", serve_grpc(grpc_listener, routes, shutdown));
-        tasks.spawn("health", report_draining(Arc::clone(&gang), reporter));
-        // The only place that sets it.
-        let _ = gang_cell.set(Arc::clone(&gang));
-        tracing::info!(
-            gang = gang.identity.gang_id,
-            epoch = gang.identity.epoch,
-            endpoint = gang.endpoint,
-            tensor = gang.model.shards.tensor(),
-            kv_blocks = gang.model.kv_blocks,
-            "ready"
-        );
-        Ok(Self { gang, grpc, http, kv: kv_addresses, tasks })
+        let mut routes = Routes::new(server).add_service(health);
+        let only = match (loaded, part) {
+            (Loaded::Part(ranks), Some(part)) => {
+                let (listener, bound) = bind(part.bind, "ranks").await?;
+                let (candidates, incoming) = mpsc::channel(MAX_CANDIDATES);
+                let expected = part.expected(&host, &model);
+                routes = routes.add_service(RankServer::new(RankService::new(expected, candidates)));
+                let leader = Leader {
+                    endpoint: advertised(advertise.as_deref(), bound)?,
+                    host,
+                    ranks: Arc::new(ranks),
+                    model,
+                    limits,
+                    ranks_per_pod: part.ranks_per_pod,
+                    listener,
+                    kv_endpoints,
+                    candidates: incoming,
+                    current: sender,
+                    draining: draining.clone(),
+                };
+                tasks.spawn("leader", leader.run());
+                None
+            }
+            (Loaded::Part(_), None) => return Err(WorkerError::Internal("ranks of no gang".to_owned())),
+            (Loaded::Whole(executor), _) => {
+                let engine = start_engine(executor, &model, limits)?;
+                let gang = Arc::new(host.gang(new_epoch(), model, engine, kv_endpoints, None));
+                tasks.spawn("engine", engine_stops(gang.engine.stopped(), shutdown.clone()));
+                gang.says_ready();
+                sender.send_replace(Some(gang));
+                Some(sender)
+            }
+        };
+        tasks.spawn("health", report_health(current.clone(), reporter, shutdown.clone()));
+        tasks.spawn("gRPC", serve_grpc(grpc_listener, routes, shutdown.clone()));
+        Ok(Self { current, only, grpc, http, kv, drain_deadline, draining, shutdown, tasks })
+    }
+
+    /// Resolves when the gang is whole: for one of several processes, when all are there.
+    pub async fn ready(&self) {
+        // An error is a leader that has ended: `failed` says so.
+        let _ = self.current.clone().wait_for(Option::is_some).await;
     }
 
     /// Where the internal gRPC service listens.
@@ -190,7 +223,7 @@ impl Worker {
         self.http
     }
 
-    /// Where each rank takes KV frames.
+    /// Where each rank of this process takes KV frames.
     pub fn kv(&self) -> &[SocketAddr] {
         &self.kv
     }
@@ -198,44 +231,40 @@ impl Worker {
     /// Takes no new request and waits for those that run, for `deadline` or as long as the options say. Returns how many had
     /// to be aborted.
     pub async fn drain(&self, deadline: Option<Duration>) -> usize {
-        self.gang.admission.drain(deadline.unwrap_or(self.gang.drain_deadline)).await
+        self.draining.cancel();
+        let gang = self.current.borrow().clone();
+        match gang {
+            Some(gang) => gang.admission.drain(deadline.unwrap_or(self.drain_deadline)).await,
+            None => 0,
+        }
     }
 
     /// `Decode` and `Prefill` calls that are being served.
     pub fn running(&self) -> usize {
-        self.gang.admission.running()
+        self.current.borrow().as_ref().map_or(0, |gang| gang.admission.running())
     }
 
     /// Resolves when the worker cannot go on, with the reason.
     pub async fn failed(&mut self) -> WorkerError {
-        let stopped = self.gang.engine.stopped();
-        tokio::select! {
-            reason = stopped => WorkerError::EngineStopped(reason),
-            task = self.tasks.set.join_next() => match task {
-                Some(Ok(Err(error))) => error,
-                Some(Err(error)) => WorkerError::Internal(error.to_string()),
-                Some(Ok(Ok(()))) | None => WorkerError::Internal("a server ended".to_owned()),
-            },
-        }
+        self.tasks.failed().await
     }
 
     /// Ends what runs, closes all connections and waits, for a few seconds at most, until the engine is gone. Returns what
     /// did not end by itself in that time: the names of the servers that had to be cut, none as a rule.
     pub async fn shutdown(mut self) -> Vec<&'static str> {
         self.stop();
-        let _ = timeout(SHUTDOWN_DEADLINE, self.tasks.ended()).await;
-        let cut = self.tasks.cut();
-        if !cut.is_empty() {
-            tracing::warn!(servers = ?cut, "cut what did not end within {SHUTDOWN_DEADLINE:?}");
-        }
+        let cut = self.tasks.end().await;
+        let gang = self.only.as_ref().and_then(|only| only.send_replace(None));
         // The last handle of the engine joins its thread.
-        let _ = task::spawn_blocking(move || drop(self)).await;
+        let _ = task::spawn_blocking(move || drop((gang, self))).await;
         cut
     }
 
     fn stop(&self) {
-        self.gang.admission.abort();
-        self.gang.shutdown.cancel();
+        if let Some(gang) = self.current.borrow().as_ref() {
+            gang.admission.abort("the worker shuts down");
+        }
+        self.shutdown.cancel();
     }
 }
 
@@ -245,7 +274,49 @@ impl Drop for Worker {
     }
 }
 
-fn start_engine(
+/// What runs steps, or will when the gang is whole.
+enum Loaded {
+    Whole(Box<dyn Executor>),
+    Part(CpuRanks),
+}
+
+async fn load(
+    backend: Backend,
+    limits: WorkerLimits,
+    local: Option<Range<usize>>,
+) -> Result<(Loaded, Model), WorkerError> {
+    let load = move || match local {
+        None => backend::load(backend, &limits).map(|(executor, model)| (Loaded::Whole(executor), model)),
+        Some(local) => {
+            backend::load_part(backend, &limits, local).map(|(ranks, model)| (Loaded::Part(ranks), model))
+        }
+    };
+    let loaded = task::spawn_blocking(load).await;
+    let (loaded, model) =
+        loaded.map_err(|error| WorkerError::Internal(format!("loading the model: {error}")))??;
+    if model.kv_fingerprint.len() > MAX_FINGERPRINT_BYTES {
+        return Err(WorkerError::Internal(format!("kv fingerprint {} is too long", model.kv_fingerprint)));
+    }
+    Ok((loaded, model))
+}
+
+/// Listens for KV of each rank of this process; the listeners, where they are bound and how others reach them.
+pub(crate) async fn listen_kv(
+    first: SocketAddr,
+    ranks: usize,
+    advertise: Option<&str>,
+) -> Result<(Vec<TcpListener>, Vec<SocketAddr>, Vec<String>), WorkerError> {
+    let (mut listeners, mut addresses, mut endpoints) = (Vec::new(), Vec::new(), Vec::new());
+    for rank in 0..ranks {
+        let (listener, bound) = bind(rank_address(first, rank)?, "KV").await?;
+        endpoints.push(advertised(advertise, bound)?);
+        addresses.push(bound);
+        listeners.push(listener);
+    }
+    Ok((listeners, addresses, endpoints))
+}
+
+pub(crate) fn start_engine(
     executor: Box<dyn Executor>,
     model: &Model,
     limits: WorkerLimits,
@@ -275,46 +346,85 @@ fn rank_address(first: SocketAddr, rank: usize) -> Result<SocketAddr, WorkerErro
     Ok(SocketAddr::new(first.ip(), port))
 }
 
-fn receiver(gang: &Gang, rank: usize) -> Receiver {
+fn receiver(gang: &Gang, rank: usize) -> Option<Receiver> {
     let Gang { identity, model, engine, transfers, metrics, .. } = gang;
-    Receiver {
+    Some(Receiver {
         rank: rank as u16,
+        local: rank,
         epoch: identity.epoch,
         fingerprint: model.kv_fingerprint.clone(),
         dtype: model.dtype,
         layers: model.config.layers,
         block_tokens: model.block_tokens,
-        store: Store(Arc::clone(&engine.kv()[rank])),
+        store: Store(Arc::clone(engine.kv().get(rank)?)),
         transfers: Arc::clone(transfers),
         metrics: Arc::clone(metrics),
-    }
+    })
 }
 
 async fn serve_rank(
-    receiver: Receiver,
-    listener: tokio::net::TcpListener,
+    current: Current,
+    rank: usize,
+    listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
+    let take = move |stream| {
+        let receiver = current.borrow().as_deref().and_then(|gang| receiver(gang, rank));
+        async move {
+            // Between two epochs nobody is owed an answer: the sender tries again.
+            if let Some(receiver) = receiver {
+                receive(receiver, stream).await;
+            }
+        }
+    };
     tokio::select! {
-        () = serve_kv(listener, move |stream| receive(receiver.clone(), stream)) => {}
+        () = serve_kv(listener, take) => {}
         () = shutdown.cancelled() => {}
     }
     Ok(())
 }
 
-/// Tells the gRPC health service about a drain, and ends the streams that watch it.
-async fn report_draining(
-    gang: Arc<Gang>,
-    mut reporter: tonic_health::server::HealthReporter,
+/// An engine that stops before the worker does is the end of a gang of one process.
+async fn engine_stops(
+    stopped: impl Future<Output = String>,
+    shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
-    let mut phase = gang.admission.watch_phase();
     tokio::select! {
-        _ = phase.wait_for(|phase| *phase == Phase::Draining) => {}
-        () = gang.shutdown.cancelled() => {}
+        biased;
+        () = shutdown.cancelled() => Ok(()),
+        reason = stopped => Err(WorkerError::EngineStopped(reason)),
     }
-    reporter.set_not_serving::<WorkerServer<Service>>().await;
-    reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-    gang.shutdown.cancelled().await;
+}
+
+/// Tells the gRPC health service whether requests are taken, and ends the streams that watch it.
+async fn report_health(
+    mut current: Current,
+    mut reporter: tonic_health::server::HealthReporter,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    loop {
+        let phase = current.borrow_and_update().as_ref().map(|gang| gang.admission.watch_phase());
+        let draining = async {
+            match phase {
+                Some(mut phase) => drop(phase.wait_for(|phase| *phase == Phase::Draining).await),
+                None => std::future::pending().await,
+            }
+        };
+        let serves = current.borrow().as_ref().is_some_and(|gang| gang.admission.phase() == Phase::Ready);
+        if serves {
+            reporter.set_serving::<WorkerServer<Service>>().await;
+            reporter.set_service_status("", ServingStatus::Serving).await;
+        } else {
+            reporter.set_not_serving::<WorkerServer<Service>>().await;
+            reporter.set_service_status("", ServingStatus::NotServing).await;
+        }
+        tokio::select! {
+            () = draining, if serves => {}
+            changed = current.changed() => if changed.is_err() { break },
+            () = shutdown.cancelled() => break,
+        }
+    }
+    shutdown.cancelled().await;
     for service in [<WorkerServer<Service> as NamedService>::NAME, ""] {
         reporter.clear_service_status(service).await;
     }

@@ -1,5 +1,6 @@
 //! What the ranks of a gang compute together: sums and maxima over all of them.
 
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -48,14 +49,29 @@ pub enum CollectiveError {
     },
 }
 
-/// Ranks that are threads of one process. They block while they wait.
-pub struct InProcess {
+/// What the ranks of a group that are threads of this process give each other, and how they reach those of other processes.
+/// They block while they wait.
+pub struct LocalRank {
     rank: usize,
     group: Arc<Group>,
 }
 
+/// The ranks of the group that live in other processes.
+pub trait Remote: Send + Sync {
+    /// Sends what each rank of this process gives, in rank order, to the other processes, and hands each of their ranks' to
+    /// `take`. Called for one operation after the other, by one thread at a time.
+    fn exchange(&self, own: &[&[f32]], take: &mut dyn FnMut(usize, Vec<f32>)) -> Result<(), CollectiveError>;
+
+    /// Ends the group in the other processes too: an exchange under way or to come fails.
+    fn abort(&self, reason: &str);
+}
+
 struct Group {
-    /// Two sets, used in turns: when a rank writes to one, every rank has left the operation that last used it.
+    /// Those of this process.
+    local: Range<usize>,
+    remote: Option<Arc<dyn Remote>>,
+    /// By rank of the whole group. Two sets, used in turns: when a rank writes to one, every rank of this process has left
+    /// the operation that last used it.
     slots: [Vec<RwLock<Vec<f32>>>; 2],
     barrier: Mutex<Barrier>,
     passed: Condvar,
@@ -69,13 +85,23 @@ struct Barrier {
     aborted: Option<CollectiveError>,
 }
 
-impl InProcess {
-    /// The ends of a new group, by rank.
+impl LocalRank {
+    /// A new group, all in this process, by rank.
     pub fn group(size: usize) -> Vec<Self> {
+        Self::part(0..size, size, None)
+    }
+
+    /// The ranks `local` of a group of `size`, by rank. The others are reached by `remote`.
+    pub fn part(local: Range<usize>, size: usize, remote: Option<Arc<dyn Remote>>) -> Vec<Self> {
         let slots = || (0..size).map(|_| RwLock::default()).collect();
-        let group =
-            Arc::new(Group { slots: [slots(), slots()], barrier: Mutex::default(), passed: Condvar::new() });
-        (0..size).map(|rank| Self { rank, group: Arc::clone(&group) }).collect()
+        let group = Arc::new(Group {
+            local: local.clone(),
+            remote,
+            slots: [slots(), slots()],
+            barrier: Mutex::default(),
+            passed: Condvar::new(),
+        });
+        local.map(|rank| Self { rank, group: Arc::clone(&group) }).collect()
     }
 
     fn barrier(&self) -> MutexGuard<'_, Barrier> {
@@ -102,11 +128,20 @@ impl InProcess {
         Ok(())
     }
 
+    /// Until all ranks of the group are in the operation. The last of this process brings in those of the others.
     fn wait(&self, operation: usize) -> Result<(), CollectiveError> {
         let mut barrier = self.barrier();
         barrier.arrived += 1;
-        if barrier.arrived == self.size() {
+        if barrier.arrived == self.group.local.len() {
             barrier.arrived = 0;
+            if let (Some(remote), None) = (&self.group.remote, &barrier.aborted) {
+                drop(barrier);
+                let exchanged = self.group.exchange(&**remote, operation);
+                barrier = self.barrier();
+                if let Err(error) = exchanged {
+                    barrier.aborted.get_or_insert(error);
+                }
+            }
             barrier.operations += 1;
             self.group.passed.notify_all();
         }
@@ -147,7 +182,24 @@ impl InProcess {
     }
 }
 
-impl Collective for InProcess {
+impl Group {
+    fn exchange(&self, remote: &dyn Remote, operation: usize) -> Result<(), CollectiveError> {
+        let slots = &self.slots[operation % 2];
+        let own: Vec<_> = slots[self.local.clone()]
+            .iter()
+            .map(|slot| slot.read().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        let own: Vec<&[f32]> = own.iter().map(|values| values.as_slice()).collect();
+        remote.exchange(&own, &mut |rank, values| {
+            // A rank of this process is nobody else's to speak for.
+            if let Some(slot) = slots.get(rank).filter(|_| !self.local.contains(&rank)) {
+                *slot.write().unwrap_or_else(PoisonError::into_inner) = values;
+            }
+        })
+    }
+}
+
+impl Collective for LocalRank {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -168,6 +220,9 @@ impl Collective for InProcess {
         let aborted = CollectiveError::Aborted { rank: self.rank, reason: reason.to_owned() };
         self.barrier().aborted.get_or_insert(aborted);
         self.group.passed.notify_all();
+        if let Some(remote) = &self.group.remote {
+            remote.abort(reason);
+        }
     }
 }
 
@@ -177,9 +232,9 @@ mod tests {
 
     use super::*;
 
-    fn on_each<T: Send>(size: usize, run: impl Fn(InProcess) -> T + Sync) -> Vec<T> {
+    fn on_each<T: Send>(size: usize, run: impl Fn(LocalRank) -> T + Sync) -> Vec<T> {
         thread::scope(|scope| {
-            let ranks: Vec<_> = InProcess::group(size)
+            let ranks: Vec<_> = LocalRank::group(size)
                 .into_iter()
                 .map(|end| {
                     let run = &run;

@@ -159,6 +159,11 @@ impl Engine {
         Ok(Sequence { events, _ticket: ticket })
     }
 
+    /// Ends it although there are handles: as dropping the last one does, without waiting for the step that runs.
+    pub fn stop(&self) {
+        self.inner.shared.close();
+    }
+
     /// How busy it is, whenever that changes.
     pub fn load(&self) -> watch::Receiver<Load> {
         self.inner.shared.watch_load()

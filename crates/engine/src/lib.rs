@@ -17,8 +17,8 @@ mod sequence;
 mod step_loop;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use collective::{Collective, CollectiveError, InProcess};
-pub use cpu::{CpuModel, LoadError, LoadOptions, ModelInfo};
+pub use collective::{Collective, CollectiveError, LocalRank, Remote};
+pub use cpu::{Columns, CpuModel, CpuRanks, LoadError, LoadOptions, ModelInfo, RunningRanks};
 pub use engine::{Engine, SubmitError};
 pub use executor::{Executor, ExecutorError, StepOutput};
 pub use fake::{FakeControl, FakeModel, FakeOptions};

@@ -25,6 +25,11 @@ pub(crate) async fn connect_kv(endpoint: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Connects to another process of this gang.
+pub(crate) async fn connect_rank(endpoint: &str) -> io::Result<TcpStream> {
+    connect_kv(endpoint).await
+}
+
 /// Takes connections for ever, each in a task of its own. All end when the future is dropped.
 pub(crate) async fn serve_kv<F>(listener: TcpListener, handle: impl Fn(TcpStream) -> F)
 where

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use herd_proto::MAX_MESSAGE_BYTES;
+use herd_proto::internal::v1::rank_client::RankClient;
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -12,6 +13,24 @@ use super::{CONNECT_DEADLINE, KEEPALIVE};
 
 /// Connections kept for the next call. More gangs than this take turns.
 const MAX_PEERS: usize = 256;
+
+/// A client of the leader of this gang, at "host:port". Its name is looked up anew at each call: a leader that was replaced
+/// has another address.
+pub(crate) async fn leader(address: &str) -> Result<RankClient<Channel>, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_DEADLINE)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE);
+    let channel = endpoint.connect().await.map_err(|error| {
+        let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+        format!("{error}{}", source.unwrap_or_default())
+    })?;
+    Ok(RankClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
 
 /// One connection a peer, opened when it is first used and again when it broke.
 #[derive(Debug, Default)]

@@ -19,7 +19,8 @@ pub(crate) struct Landing {
 
 #[derive(Debug)]
 struct Open {
-    reservation: Reservation,
+    /// None: the leader of this gang, another process, holds it.
+    reservation: Option<Reservation>,
     blocks: Arc<[u32]>,
     /// By rank.
     coverage: Vec<Mutex<Coverage>>,
@@ -29,13 +30,13 @@ impl Landing {
     /// Opens it for the KV of a prompt.
     pub(crate) fn open(
         &self,
-        reservation: Reservation,
+        reservation: Option<Reservation>,
+        blocks: Arc<[u32]>,
         stores: &[Arc<dyn KvStore>],
         layers: usize,
         prompt_tokens: usize,
         block_tokens: usize,
     ) {
-        let blocks = Arc::clone(reservation.blocks());
         let coverage = stores
             .iter()
             .map(|store| Mutex::new(Coverage::new(layers, store.heads(), prompt_tokens, block_tokens)))
@@ -51,13 +52,13 @@ impl Landing {
         self.open.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Whether every rank has all of the prompt.
+    /// Whether every rank of this process has all of the prompt.
     pub(crate) fn is_complete(&self) -> bool {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         open.as_ref().is_some_and(|open| open.coverage.iter().all(|rank| lock(rank).is_complete()))
     }
 
-    /// Copies a verified frame into the blocks of a rank. Some tens of kilobytes: shorter than handing it to another thread.
+    /// Copies a verified frame into the blocks of the rank with this number in this process. Some tens of kilobytes: shorter than handing it to another thread.
     pub(crate) fn write(
         &self,
         rank: usize,
@@ -92,7 +93,7 @@ impl Landing {
     pub(crate) fn close(&self) -> Option<Reservation> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         self.closed.cancel();
-        open.take().map(|open| open.reservation)
+        open.take().and_then(|open| open.reservation)
     }
 
     /// Resolves when it is closed.

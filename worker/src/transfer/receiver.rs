@@ -19,6 +19,8 @@ use crate::metrics::Metrics;
 #[derive(Clone, Debug)]
 pub(crate) struct Receiver {
     pub(crate) rank: u16,
+    /// Its number in this process.
+    pub(crate) local: usize,
     pub(crate) epoch: u64,
     pub(crate) fingerprint: String,
     pub(crate) dtype: Dtype,
@@ -113,7 +115,7 @@ async fn frames(
         let frame = timeout(FRAME_DEADLINE, read_frame(receiver, stream, first[0]));
         let (header, payload) = frame.await.map_err(|_| End::Closed)??;
         fence(receiver, hello, &header)?;
-        landing.write(usize::from(receiver.rank), &*receiver.store.0, &header, payload).map_err(
+        landing.write(receiver.local, &*receiver.store.0, &header, payload).map_err(
             |reject| match reject {
                 // Closed since the frame began.
                 Reject::Transfer => End::Over,

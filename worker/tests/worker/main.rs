@@ -8,6 +8,7 @@ mod drain;
 mod fencing;
 mod gangs;
 mod proxy;
+mod ranks;
 mod split;
 mod stub;
 mod unified;

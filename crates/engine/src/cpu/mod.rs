@@ -19,4 +19,4 @@ mod rank;
 #[cfg(test)]
 mod tests;
 
-pub use model::{CpuModel, LoadError, LoadOptions, ModelInfo};
+pub use model::{Columns, CpuModel, CpuRanks, LoadError, LoadOptions, ModelInfo, RunningRanks};

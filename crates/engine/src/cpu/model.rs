@@ -1,5 +1,7 @@
-//! All ranks of a model on this machine's CPU: a thread a rank, and the leader that hands them step plans.
+//! Ranks of a model on this machine's CPU, a thread each, that are handed step plans: all of a model's, or those of one pod
+//! of a gang of several.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
@@ -17,7 +19,7 @@ use super::load::Loader;
 use super::pages::{PageLayout, Pages};
 use super::rank::{Kv, Rank};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::collective::{Collective, InProcess};
+use crate::collective::{Collective, LocalRank};
 use crate::{Executor, ExecutorError, KvStore, StepOutput};
 
 /// How to load a model.
@@ -46,7 +48,7 @@ pub struct ModelInfo {
     pub kv_fingerprint: String,
     /// Blocks of KV each rank has.
     pub kv_blocks: usize,
-    /// Bytes of packed weights, by rank.
+    /// Bytes of packed weights, by rank of those that are here.
     pub weight_bytes_per_rank: Vec<u64>,
 }
 
@@ -85,14 +87,37 @@ pub enum LoadError {
     },
 }
 
-/// A Llama model on the CPU.
-pub struct CpuModel {
+/// Ranks of a Llama model, loaded: their weights and KV caches. They compute when they are started.
+pub struct CpuRanks {
     info: ModelInfo,
     inverse_frequencies: Vec<f32>,
-    kv: Vec<Arc<dyn KvStore>>,
+    ranks: Vec<Arc<Rank>>,
+    threads_per_rank: usize,
+}
+
+/// One rank's columns of the logits that a step wants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Columns {
+    /// Whose.
+    pub rank: usize,
+    /// `[rows wanted, vocabulary of the rank]`.
+    pub logits: Vec<f32>,
+}
+
+/// Ranks that compute, a thread each, from their start until one fails or they are dropped.
+pub struct RunningRanks {
+    info: ModelInfo,
+    inverse_frequencies: Vec<f32>,
+    first: usize,
     ranks: Vec<RankThread>,
-    /// Why the epoch is over.
+    /// Why they are over.
     failed: Option<(usize, String)>,
+}
+
+/// A whole Llama model on the CPU: all ranks are threads of this process.
+pub struct CpuModel {
+    ranks: CpuRanks,
+    running: RunningRanks,
 }
 
 /// A rank's thread and the leader's ends of its channels. Ends and is joined when dropped.
@@ -104,8 +129,22 @@ struct RankThread {
 }
 
 impl CpuModel {
-    /// Loads a checkpoint: each rank reads its own slices.
+    /// Loads a checkpoint and starts all of its ranks.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
+        let ranks = CpuRanks::load(dir, options, 0..options.tensor)?;
+        let running = ranks.start(LocalRank::group(options.tensor))?;
+        Ok(Self { ranks, running })
+    }
+
+    /// What was loaded.
+    pub fn info(&self) -> &ModelInfo {
+        self.ranks.info()
+    }
+}
+
+impl CpuRanks {
+    /// Loads the ranks `local` of a checkpoint: each reads its own slices.
+    pub fn load(dir: &Path, options: &LoadOptions, local: Range<usize>) -> Result<Self, LoadError> {
         let &LoadOptions { tensor, dtype, kv_blocks, threads } = options;
         let checkpoint = Checkpoint::open(dir)?;
         let config = checkpoint.config().clone();
@@ -122,12 +161,17 @@ impl CpuModel {
             let problem = "there has to be at least one thread";
             return Err(LoadError::Option { option: "threads", value: threads, problem });
         }
+        if local.is_empty() || local.end > tensor {
+            let problem = "the ranks of a process are some of all ranks";
+            return Err(LoadError::Option { option: "ranks", value: local.end, problem });
+        }
         let isa = Isa::detect();
         let activation_scale_ub =
             config.quantization.as_ref().map_or(f32::INFINITY, |fp8| fp8.activation_scale_ub);
         let numerics = Numerics { isa, dtype, activation_scale_ub };
         let loading = thread::scope(|scope| {
-            let loading: Vec<_> = (0..tensor)
+            let loading: Vec<_> = local
+                .clone()
                 .map(|rank| {
                     let (checkpoint, shards) = (&checkpoint, &shards);
                     scope.spawn(move || Rank::load(checkpoint, shards, rank, numerics, kv_blocks))
@@ -135,15 +179,11 @@ impl CpuModel {
                 .collect();
             loading.into_iter().map(thread::ScopedJoinHandle::join).collect::<Vec<_>>()
         });
-        let mut ranks = Vec::new();
-        let mut kv = Vec::new();
-        let mut weight_bytes_per_rank = Vec::new();
-        for (rank, (loaded, group)) in loading.into_iter().zip(InProcess::group(tensor)).enumerate() {
-            let loaded = loaded.map_err(|_| LoadError::RankEnded { rank })??;
-            kv.push(loaded.kv_store());
-            weight_bytes_per_rank.push(loaded.weights.bytes() as u64);
-            ranks.push(RankThread::spawn(loaded, group, threads / tensor)?);
-        }
+        let ranks = local
+            .clone()
+            .zip(loading)
+            .map(|(rank, loaded)| Ok(Arc::new(loaded.map_err(|_| LoadError::RankEnded { rank })??)))
+            .collect::<Result<Vec<_>, LoadError>>()?;
         let digest = checkpoint.digest()?;
         Ok(Self {
             inverse_frequencies: config.rope.inverse_frequencies(config.head_dim),
@@ -153,17 +193,36 @@ impl CpuModel {
                 shards,
                 digest,
                 kv_blocks,
-                weight_bytes_per_rank,
+                weight_bytes_per_rank: ranks.iter().map(|rank| rank.weights.bytes() as u64).collect(),
             },
-            kv,
+            threads_per_rank: threads / local.len(),
             ranks,
-            failed: None,
         })
     }
 
     /// What was loaded.
     pub fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    /// The KV cache of each rank that is here, by rank.
+    pub fn kv(&self) -> Vec<Arc<dyn KvStore>> {
+        self.ranks.iter().map(|rank| rank.kv_store()).collect()
+    }
+
+    /// Starts them as members of a group; `ends` are theirs, by rank. What an earlier start left in the KV caches is not to be
+    /// trusted.
+    pub fn start(&self, ends: Vec<LocalRank>) -> Result<RunningRanks, LoadError> {
+        let first = ends.first().map_or(0, Collective::rank);
+        let ranks = self.ranks.iter().zip(ends);
+        let ranks = ranks.map(|(rank, end)| RankThread::spawn(Arc::clone(rank), end, self.threads_per_rank));
+        Ok(RunningRanks {
+            info: self.info.clone(),
+            inverse_frequencies: self.inverse_frequencies.clone(),
+            first,
+            ranks: ranks.collect::<Result<_, _>>()?,
+            failed: None,
+        })
     }
 }
 
@@ -193,7 +252,7 @@ impl Rank {
 }
 
 impl RankThread {
-    fn spawn(rank: Rank, group: InProcess, threads: usize) -> Result<Self, LoadError> {
+    fn spawn(rank: Arc<Rank>, group: LocalRank, threads: usize) -> Result<Self, LoadError> {
         let number = group.rank();
         let failed = |source| LoadError::Thread { rank: number, source };
         // A rank with one thread needs no pool: it computes where it is.
@@ -251,15 +310,17 @@ impl Drop for RankThread {
     }
 }
 
-impl Executor for CpuModel {
-    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+impl RunningRanks {
+    /// Runs one step on all ranks that are here, to its end; the ranks of other processes have to run it too. An error ends
+    /// the ranks.
+    pub fn step(&mut self, plan: &StepPlan) -> Result<Vec<Columns>, ExecutorError> {
         if let Some((rank, message)) = self.failed.clone() {
             return Err(ExecutorError::RankStopped { rank, message });
         }
         let batch = Batch::new(plan, &self.info.config, &self.inverse_frequencies, self.info.kv_blocks)
             .map_err(ExecutorError::BadPlan)?;
         if batch.rows() == 0 {
-            return Ok(StepOutput::default());
+            return Ok(Vec::new());
         }
         self.run(&Arc::new(batch)).map_err(|(rank, message)| {
             self.failed = Some((rank, message.clone()));
@@ -267,33 +328,60 @@ impl Executor for CpuModel {
         })
     }
 
-    fn kv(&self) -> Vec<Arc<dyn KvStore>> {
-        self.kv.clone()
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.info.config.vocab_size
-    }
-}
-
-impl CpuModel {
-    fn run(&self, batch: &Arc<Batch>) -> Result<StepOutput, (usize, String)> {
-        for (rank, thread) in self.ranks.iter().enumerate() {
+    fn run(&self, batch: &Arc<Batch>) -> Result<Vec<Columns>, (usize, String)> {
+        let ranks = || (self.first..).zip(&self.ranks);
+        for (rank, thread) in ranks() {
             if thread.batches.as_ref().is_none_or(|batches| batches.send(Arc::clone(batch)).is_err()) {
                 return Err((rank, "its thread ended".to_owned()));
             }
         }
         // All ranks answer, also after one failed: none is left in the step.
-        let answers: Vec<_> = self.ranks.iter().map(|rank| rank.logits.recv()).collect();
-        let vocab = self.info.config.vocab_size;
-        let mut logits = vec![0.0; batch.logit_rows.len() * vocab];
-        for (answer, shard) in answers.into_iter().zip(self.info.shards.ranks()) {
-            let columns = answer
-                .map_err(|RecvError| (shard.rank, "its thread ended".to_owned()))?
-                .map_err(|message| (shard.rank, message))?;
-            let rows = logits.chunks_exact_mut(vocab).zip(columns.chunks_exact(shard.vocab.len()));
+        let answers: Vec<_> = ranks().map(|(rank, thread)| (rank, thread.logits.recv())).collect();
+        answers
+            .into_iter()
+            .map(|(rank, answer)| {
+                let ended = |RecvError| (rank, "its thread ended".to_owned());
+                let logits = answer.map_err(ended)?.map_err(|message| (rank, message))?;
+                Ok(Columns { rank, logits })
+            })
+            .collect()
+    }
+}
+
+impl ModelInfo {
+    /// Whole rows of logits from the columns of all ranks.
+    ///
+    /// # Errors
+    /// Columns that are missing, or of another number of rows.
+    pub fn rows_of_logits(&self, columns: &[Columns]) -> Result<Vec<f32>, ExecutorError> {
+        let vocab = self.config.vocab_size;
+        let of = |rank: usize| columns.iter().find(|columns| columns.rank == rank);
+        let rows = of(0).map_or(0, |first| first.logits.len() / self.shards.ranks()[0].vocab.len());
+        let mut logits = vec![0.0; rows * vocab];
+        for shard in self.shards.ranks() {
+            let given = of(shard.rank).map_or(&[][..], |columns| &columns.logits);
+            if given.len() != rows * shard.vocab.len() {
+                let message = format!("gave {} logits for {rows} rows", given.len());
+                return Err(ExecutorError::RankStopped { rank: shard.rank, message });
+            }
+            let rows = logits.chunks_exact_mut(vocab).zip(given.chunks_exact(shard.vocab.len()));
             rows.for_each(|(row, columns)| row[shard.vocab.clone()].copy_from_slice(columns));
         }
-        Ok(StepOutput { logits })
+        Ok(logits)
+    }
+}
+
+impl Executor for CpuModel {
+    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError> {
+        let columns = self.running.step(plan)?;
+        Ok(StepOutput { logits: self.ranks.info.rows_of_logits(&columns)? })
+    }
+
+    fn kv(&self) -> Vec<Arc<dyn KvStore>> {
+        self.ranks.kv()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.ranks.info.config.vocab_size
     }
 }

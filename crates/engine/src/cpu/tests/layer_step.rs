@@ -6,7 +6,7 @@ use herd_scheduler::{LogitRows, SequenceId, StepEntry, StepPlan};
 
 use super::{Golden, fixture};
 use crate::checkpoint::Checkpoint;
-use crate::collective::InProcess;
+use crate::collective::LocalRank;
 use crate::cpu::batch::Batch;
 use crate::cpu::isa::Isa;
 use crate::cpu::linear::Numerics;
@@ -65,7 +65,7 @@ fn check(model: &str, golden: &str, bound: Option<f32>) {
     for tensor in [1, 2, 4] {
         let shards = ShardPlan::new(config, tensor).unwrap();
         std::thread::scope(|scope| {
-            for (number, group) in InProcess::group(tensor).into_iter().enumerate() {
+            for (number, group) in LocalRank::group(tensor).into_iter().enumerate() {
                 let (checkpoint, shards, batch, hidden) = (&checkpoint, &shards, &batch, &hidden);
                 scope.spawn(move || {
                     let rank = Rank::load(checkpoint, shards, number, numerics, 1).unwrap();

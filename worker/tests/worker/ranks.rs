@@ -1,0 +1,222 @@
+//! Gangs of several processes, on the CPU backend: each process is a leader or a follower of its own in this one.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use herd_model::Dtype;
+use herd_proto::internal::v1::worker_client::WorkerClient;
+use herd_proto::internal::v1::{DecodeRequest, DescribeRequest, WatchRequest};
+use herd_worker::{Backend, CpuBackend, Follower, GangPart, KvSize, Worker, WorkerError, WorkerOptions};
+use tonic::Code;
+use tonic::transport::Channel;
+
+use crate::gangs::{Answer, prompt, request, soon};
+
+const BF16: &str = "tiny-llama31-bf16";
+const FP8: &str = "tiny-llama31-fbgemm-fp8";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31").join(name)
+}
+
+/// What the processes of a gang have in common.
+#[derive(Clone, Copy)]
+struct Shape {
+    model: &'static str,
+    dtype: Dtype,
+    tensor: usize,
+    ranks_per_pod: usize,
+}
+
+impl Shape {
+    fn options(self, first_rank: usize) -> WorkerOptions {
+        let Self { model, dtype, tensor, ranks_per_pod } = self;
+        let backend = CpuBackend {
+            model_dir: fixture(model),
+            tensor,
+            dtype,
+            // Of another size in each process: the smallest counts.
+            kv: KvSize::Blocks(32 + first_rank),
+            threads: ranks_per_pod,
+        };
+        let mut options = WorkerOptions::loopback(Backend::Cpu(backend));
+        options.gang_id = Some("gang".to_owned());
+        options
+    }
+
+    fn part(self, first_rank: usize, leader: SocketAddr) -> GangPart {
+        GangPart {
+            first_rank,
+            ranks_per_pod: self.ranks_per_pod,
+            leader: leader.to_string(),
+            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+        }
+    }
+
+    async fn leader(self, grpc: SocketAddr) -> Worker {
+        let mut options = self.options(0);
+        options.grpc = grpc;
+        options.part = Some(self.part(0, grpc));
+        Worker::start(options).await.unwrap()
+    }
+
+    async fn follower(self, first_rank: usize, leader: SocketAddr) -> Follower {
+        Follower::start(self.options(first_rank), self.part(first_rank, leader)).await.unwrap()
+    }
+
+    /// In one process.
+    async fn whole(self) -> Worker {
+        Worker::start(self.options(0)).await.unwrap()
+    }
+
+    async fn start(self) -> Gang {
+        let leader = self.leader(SocketAddr::from(([127, 0, 0, 1], 0))).await;
+        let mut followers = Vec::new();
+        for first_rank in (self.ranks_per_pod..self.tensor).step_by(self.ranks_per_pod) {
+            followers.push(self.follower(first_rank, leader.endpoint()).await);
+        }
+        soon(leader.ready()).await;
+        Gang { leader, followers }
+    }
+}
+
+struct Gang {
+    leader: Worker,
+    followers: Vec<Follower>,
+}
+
+async fn client(leader: SocketAddr) -> WorkerClient<Channel> {
+    WorkerClient::connect(format!("http://{leader}")).await.unwrap()
+}
+
+async fn answer(worker: &Worker, asked: DecodeRequest) -> Answer {
+    let mut client = client(worker.endpoint()).await;
+    Answer::read(&mut soon(client.decode(asked)).await.unwrap().into_inner()).await.unwrap()
+}
+
+async fn epoch(worker: &Worker) -> u64 {
+    soon(worker.ready()).await;
+    client(worker.endpoint()).await.describe(DescribeRequest {}).await.unwrap().into_inner().epoch
+}
+
+/// Returns when the epoch that was is over.
+async fn over(worker: &Worker, events: &mut tonic::Streaming<herd_proto::internal::v1::WatchEvent>) {
+    while let Ok(Some(_)) = soon(events.message()).await {}
+    let _ = worker;
+}
+
+fn asked(tokens: usize, temperature: f32) -> DecodeRequest {
+    let prompt = prompt(tokens).into_iter().map(|id| id % 256).collect();
+    let mut asked = request(prompt, 16);
+    asked.sampling.as_mut().unwrap().temperature = temperature;
+    asked
+}
+
+#[tokio::test]
+async fn several_processes_answer_as_one_does_to_the_bit() {
+    for (model, dtype, tensor, ranks_per_pod) in [
+        (BF16, Dtype::F32, 2, 1),
+        (BF16, Dtype::Bf16, 4, 1),
+        (FP8, Dtype::Bf16, 4, 2),
+        (FP8, Dtype::F32, 8, 2),
+    ] {
+        let shape = Shape { model, dtype, tensor, ranks_per_pod };
+        let (gang, whole) = (shape.start().await, shape.whole().await);
+        for (tokens, temperature) in [(1, 0.0), (150, 0.9), (700, 0.0)] {
+            let asked = asked(tokens, temperature);
+            let expected = answer(&whole, asked.clone()).await;
+            assert_eq!(answer(&gang.leader, asked).await, expected, "{model} {tensor} by {ranks_per_pod}");
+        }
+        assert_eq!(gang.followers.len(), tensor / ranks_per_pod - 1);
+    }
+}
+
+#[tokio::test]
+async fn kv_moves_between_processes_of_both_gangs() {
+    let dtype = Dtype::Bf16;
+    let shape = |tensor, ranks_per_pod| Shape { model: FP8, dtype, tensor, ranks_per_pod };
+    // At equal degree the answer is the same to the bit as together.
+    let expected = answer(&shape(4, 4).whole().await, asked(150, 0.9)).await;
+    for (prefill, decode) in [((4, 1), (4, 2)), ((4, 2), (4, 4)), ((4, 4), (4, 1))] {
+        let (prefill, decode) = (shape(prefill.0, prefill.1), shape(decode.0, decode.1));
+        let start = async |shape: Shape| {
+            if shape.tensor == shape.ranks_per_pod {
+                Gang { leader: shape.whole().await, followers: Vec::new() }
+            } else {
+                shape.start().await
+            }
+        };
+        let (prefill, decode) = (start(prefill).await, start(decode).await);
+        for _ in 0..3 {
+            let asked =
+                DecodeRequest { prefill_peer: prefill.leader.endpoint().to_string(), ..asked(150, 0.9) };
+            assert_eq!(answer(&decode.leader, asked).await, expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_is_lost_ends_the_epoch_and_the_next_one_answers_the_same() {
+    let shape = Shape { model: BF16, dtype: Dtype::F32, tensor: 4, ranks_per_pod: 1 };
+    let mut gang = shape.start().await;
+    let expected = answer(&gang.leader, asked(150, 0.9)).await;
+    let mut epochs = vec![epoch(&gang.leader).await];
+    // A follower that goes in the middle of streams.
+    for lost in [0, 2] {
+        let mut client = client(gang.leader.endpoint()).await;
+        let mut events = client.watch(WatchRequest {}).await.unwrap().into_inner();
+        let mut long = asked(150, 0.9);
+        long.sampling.as_mut().unwrap().max_tokens = 500;
+        let mut stream = client.decode(long).await.unwrap().into_inner();
+        soon(stream.message()).await.unwrap();
+        drop(gang.followers.remove(lost));
+        let ended = Answer::read(&mut stream).await.unwrap_err();
+        assert_eq!(ended.code(), Code::Unavailable, "{ended}");
+        over(&gang.leader, &mut events).await;
+        let refused = client.describe(DescribeRequest {}).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), refused.message()),
+            (Code::Unavailable, "this gang is not whole, not started")
+        );
+        let first_rank = lost + 1;
+        gang.followers.insert(lost, shape.follower(first_rank, gang.leader.endpoint()).await);
+        epochs.push(epoch(&gang.leader).await);
+        assert_eq!(answer(&gang.leader, asked(150, 0.9)).await, expected);
+    }
+    epochs.dedup();
+    assert_eq!(epochs.len(), 3, "each epoch has a number of its own");
+}
+
+#[tokio::test]
+async fn followers_wait_for_a_leader_that_comes_back() {
+    let shape = Shape { model: BF16, dtype: Dtype::F32, tensor: 2, ranks_per_pod: 1 };
+    let gang = shape.start().await;
+    let expected = answer(&gang.leader, asked(70, 0.0)).await;
+    let endpoint = gang.leader.endpoint();
+    assert!(soon(gang.leader.shutdown()).await.is_empty(), "nothing had to be cut");
+    let leader = shape.leader(endpoint).await;
+    soon(leader.ready()).await;
+    assert_eq!(answer(&leader, asked(70, 0.0)).await, expected);
+    drop(gang.followers);
+}
+
+#[tokio::test]
+async fn a_process_with_another_model_is_not_taken() {
+    let shape = Shape { model: BF16, dtype: Dtype::F32, tensor: 2, ranks_per_pod: 1 };
+    let leader = shape.leader(SocketAddr::from(([127, 0, 0, 1], 0))).await;
+    for other in [Shape { model: FP8, ..shape }, Shape { dtype: Dtype::Bf16, ..shape }] {
+        let mut follower = other.follower(1, leader.endpoint()).await;
+        let error = soon(follower.failed()).await;
+        assert!(matches!(error, WorkerError::Refused { .. }), "{error}");
+        assert_eq!(error.reason(), "GangMismatch");
+    }
+}
+
+#[tokio::test]
+async fn a_gang_that_is_not_whole_is_not_ready_and_says_so() {
+    let shape = Shape { model: BF16, dtype: Dtype::F32, tensor: 2, ranks_per_pod: 1 };
+    let leader = shape.leader(SocketAddr::from(([127, 0, 0, 1], 0))).await;
+    let refused = client(leader.endpoint()).await.decode(asked(5, 0.0)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(soon(leader.shutdown()).await.is_empty(), "nothing had to be cut");
+}

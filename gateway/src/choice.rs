@@ -1,5 +1,5 @@
-//! One choice: a route, a Decode stream, text. Tried again elsewhere only while nothing was generated, and only if the gang
-//! refused or could not be reached.
+//! One choice: a route, a Decode stream, text. A gang that refuses, cannot be reached or is lost is no end of it: another
+//! one goes on from the prompt and the tokens that have come, whose text the client has or is about to get.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use tracing::debug;
 
 use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent};
-use crate::fleet::{Assignment, Fleet, Lesson, Party, RouteKey};
+use crate::fleet::{Assignment, Fleet, GangKey, Lesson, Party};
 use crate::grpc::status::retry_after;
 use crate::metrics::Metrics;
 use crate::transcript::Transcript;
@@ -34,8 +34,8 @@ pub(crate) struct Choice<'a> {
 
 /// How an attempt ended before its time.
 enum Attempt {
-    /// Nothing was generated, and another gang may do better.
-    Again(RequestError),
+    /// Another gang than this one may do better.
+    Again(RequestError, GangKey),
     /// Final.
     Over(RequestError),
 }
@@ -43,10 +43,21 @@ enum Attempt {
 /// What came of the attempts so far.
 #[derive(Default)]
 struct Tried {
-    routes: Vec<RouteKey>,
+    /// At fault.
+    gangs: Vec<GangKey>,
+    /// Since the last token.
+    attempts: u32,
     last: Option<RequestError>,
     /// One of them was refused for want of room.
     full: bool,
+}
+
+/// What the choice has said.
+struct Said {
+    started: bool,
+    transcript: Transcript,
+    /// All that came, those included that are held until their text is whole.
+    ids: Vec<u32>,
 }
 
 impl From<RequestError> for Attempt {
@@ -58,44 +69,86 @@ impl From<RequestError> for Attempt {
 impl Choice<'_> {
     /// Runs to the end, sending events.
     pub(crate) async fn run(&self) -> Result<(), RequestError> {
-        let mut started = false;
+        let sampling = &self.generation.sampling;
+        let transcript =
+            Transcript::new(&self.generation.model.text, sampling.stop.clone(), sampling.logprobs.is_some())
+                .map_err(|error| RequestError::Failed(error.to_string()))?;
+        let mut said = Said { started: false, transcript, ids: Vec::new() };
         let mut tried = Tried::default();
-        for attempt in 0..self.limits.attempts {
-            let assignment = self.assign(&tried).await?;
-            tried.routes.push(assignment.key.clone());
-            match self.attempt(assignment, attempt, &mut started).await {
+        let mut resumed = 0;
+        for attempt in 0.. {
+            let assignment = self.assign(&tried, &said).await?;
+            let before = said.ids.len();
+            let (error, gang) = match self.attempt(assignment, attempt, &mut said).await {
                 Ok(()) => return Ok(()),
                 Err(Attempt::Over(error)) => return Err(error),
-                Err(Attempt::Again(error)) => {
-                    debug!(request = self.generation.request_id, choice = self.index, %error, "trying elsewhere");
-                    self.metrics.retries.with_label_values(&[error.category()]).inc();
-                    tried.full |= matches!(error, RequestError::Busy { .. });
-                    tried.last = Some(error);
+                Err(Attempt::Again(error, gang)) => (error, gang),
+            };
+            debug!(request = self.generation.request_id, choice = self.index, tokens = said.ids.len(), %error, "trying elsewhere");
+            self.metrics.retries.with_label_values(&[error.category()]).inc();
+            if said.ids.len() > before {
+                resumed += 1;
+                if resumed > self.limits.resumes {
+                    return Err(lost(&said, &error));
                 }
+                // Every other gang is as good as new.
+                tried = Tried::default();
+            } else {
+                tried.attempts += 1;
             }
+            tried.gangs.push(gang);
+            // Nothing more would come: only the word that it is all was lost.
+            if let Some(reason) = self.all_said(&said) {
+                return self.finish(&mut said, reason, 0).await;
+            }
+            if tried.attempts >= self.limits.attempts {
+                return Err(if said.ids.is_empty() { error } else { lost(&said, &error) });
+            }
+            tried.full |= matches!(error, RequestError::Busy { .. });
+            tried.last = Some(error);
         }
-        Err(tried.last.unwrap_or_else(|| RequestError::Failed("no attempt was allowed".to_owned())))
+        Ok(())
     }
 
-    /// A route that was not tried. Where none is ready, one is waited for, unless what there is is full.
-    async fn assign(&self, tried: &Tried) -> Result<Assignment, RequestError> {
+    /// A route without a gang that was at fault. Where none is ready, one is waited for, unless what there is is full. A choice that has
+    /// begun waits longer, and for room too.
+    async fn assign(&self, tried: &Tried, said: &Said) -> Result<Assignment, RequestError> {
         let model = &self.generation.model;
-        let prompt_tokens = self.prompt().tokens.len() as u32;
-        let mut wait = self.fleet.wait(self.limits.gang_wait);
+        let prompt_tokens = (self.prompt().tokens.len() + said.ids.len()) as u32;
+        let begun = !said.ids.is_empty();
+        let patience = if begun { self.limits.resume_wait } else { self.limits.gang_wait };
+        let mut wait = self.fleet.wait(patience);
         loop {
-            let refusal = match self.fleet.assign(model, prompt_tokens, &tried.routes) {
-                Ok(assignment) if !tried.routes.contains(&assignment.key) => return Ok(assignment),
+            let refusal = match self.fleet.assign(model, prompt_tokens, &tried.gangs) {
+                Ok(assignment) if !assignment.is_one_of(&tried.gangs) => return Ok(assignment),
                 Ok(_) => Refusal::NoGang,
                 Err(refusal) => refusal,
             };
-            let full = tried.full || refusal == Refusal::Full;
-            if full || !within(self.generation.deadline, wait.changed()).await? {
-                // What a gang said tells more than that there is no other one.
-                return Err(tried
-                    .last
-                    .clone()
-                    .unwrap_or_else(|| RequestError::refused(&model.name, refusal)));
+            if begun && refusal == Refusal::Full {
+                // Room comes without a word.
+                let again = tokio::time::sleep(ROOM_AGAIN);
+                within(self.generation.deadline, again).await?;
+                continue;
             }
+            let full = tried.full || refusal == Refusal::Full;
+            if full && !begun || !within(self.generation.deadline, wait.changed()).await? {
+                // What a gang said tells more than that there is no other one.
+                let error = tried.last.clone();
+                let error = error.unwrap_or_else(|| RequestError::refused(&model.name, refusal));
+                return Err(if begun { lost(said, &error) } else { error });
+            }
+        }
+    }
+
+    /// The reason to finish, where a gang could only repeat what has come.
+    fn all_said(&self, said: &Said) -> Option<FinishReason> {
+        let last = said.ids.last()?;
+        if self.generation.sampling.stop_ids.contains(last) {
+            Some(FinishReason::Stop)
+        } else if said.ids.len() >= self.prompt().max_tokens as usize {
+            Some(FinishReason::Length)
+        } else {
+            None
         }
     }
 
@@ -108,21 +161,18 @@ impl Choice<'_> {
         &self,
         mut assignment: Assignment,
         attempt: u32,
-        started: &mut bool,
+        said: &mut Said,
     ) -> Result<(), Attempt> {
-        let sampling = &self.generation.sampling;
-        let mut transcript =
-            Transcript::new(&self.generation.model.text, sampling.stop.clone(), sampling.logprobs.is_some())
-                .map_err(|error| RequestError::Failed(error.to_string()))?;
-        let mut request = tonic::Request::new(self.decode_request(&assignment, attempt));
+        let mut request = tonic::Request::new(self.decode_request(&assignment, attempt, &said.ids));
         let deadline = self.generation.deadline;
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         let mut client = assignment.client.clone();
         let response = within(deadline, client.decode(request)).await?;
         let mut stream = match response {
             Ok(response) => response.into_inner(),
-            Err(status) => return Err(Self::judge(&assignment, &status, 0)),
+            Err(status) => return Err(Self::judge(&assignment, &status, false)),
         };
+        let mut works = false;
         loop {
             let event = match within(deadline, stream.message()).await? {
                 Ok(Some(wire::DecodeEvent { event: Some(event) })) => event,
@@ -130,27 +180,28 @@ impl Choice<'_> {
                 Ok(Some(wire::DecodeEvent { event: None })) => continue,
                 Ok(None) => {
                     let status = Status::unavailable("the gang ended the stream without a finish");
-                    return Err(Self::judge(&assignment, &status, transcript.taken()));
+                    return Err(Self::judge(&assignment, &status, works));
                 }
-                Err(status) => return Err(Self::judge(&assignment, &status, transcript.taken())),
+                Err(status) => return Err(Self::judge(&assignment, &status, works)),
             };
             match event {
                 // Not passed on: until there is a token the gang may yet refuse, and a refusal is a status.
                 decode_event::Event::Started(wire::Started {}) => {}
                 decode_event::Event::Tokens(wire::Tokens { position, tokens }) => {
-                    self.send_started(started).await?;
-                    if position != transcript.taken() {
-                        let taken = transcript.taken();
+                    self.send_started(&mut said.started).await?;
+                    if position as usize != said.ids.len() {
+                        let taken = said.ids.len();
                         let message = format!("the gang sent position {position} where {taken} comes next");
                         return Err(RequestError::Failed(message).into());
                     }
-                    if position == 0 {
+                    if !std::mem::replace(&mut works, true) {
                         assignment.prompt_done();
                     }
                     let mut delta = Delta::default();
                     let mut stopped = false;
                     for token in tokens {
-                        stopped = transcript.push(token, &mut delta);
+                        said.ids.push(token.id);
+                        stopped = said.transcript.push(token, &mut delta);
                         if stopped {
                             break;
                         }
@@ -158,7 +209,7 @@ impl Choice<'_> {
                     self.send_delta(delta).await?;
                     if stopped {
                         // Returning drops the stream, which ends the work.
-                        return Ok(self.send_finished(FinishReason::Stop, transcript.taken(), 0).await?);
+                        return Ok(self.send_finished(FinishReason::Stop, said, 0).await?);
                     }
                 }
                 decode_event::Event::Finished(wire::Finished { reason, cached_tokens }) => {
@@ -170,17 +221,27 @@ impl Choice<'_> {
                             return Err(RequestError::Failed(message).into());
                         }
                     };
-                    self.send_started(started).await?;
-                    let mut delta = Delta::default();
-                    transcript.finish(&mut delta);
-                    self.send_delta(delta).await?;
-                    return Ok(self.send_finished(reason, transcript.taken(), cached_tokens).await?);
+                    return Ok(self.finish(said, reason, cached_tokens).await?);
                 }
             }
         }
     }
 
-    fn decode_request(&self, assignment: &Assignment, attempt: u32) -> wire::DecodeRequest {
+    /// Lets go of what is held, and says that it is all.
+    async fn finish(
+        &self,
+        said: &mut Said,
+        reason: FinishReason,
+        cached_tokens: u32,
+    ) -> Result<(), RequestError> {
+        self.send_started(&mut said.started).await?;
+        let mut delta = Delta::default();
+        said.transcript.finish(&mut delta);
+        self.send_delta(delta).await?;
+        self.send_finished(reason, said, cached_tokens).await
+    }
+
+    fn decode_request(&self, assignment: &Assignment, attempt: u32, said: &[u32]) -> wire::DecodeRequest {
         let generation = self.generation;
         let sampling = &generation.sampling;
         let prompt = self.prompt();
@@ -198,54 +259,49 @@ impl Choice<'_> {
                 model_digest: generation.model.digest.clone(),
                 gang_epoch: assignment.epoch,
             }),
-            prompt: prompt.tokens.clone(),
+            prompt: prompt.tokens.iter().chain(said).copied().collect(),
             sampling: Some(wire::Sampling {
-                max_tokens: prompt.max_tokens,
+                max_tokens: prompt.max_tokens.saturating_sub(said.len() as u32).max(1),
                 temperature: sampling.temperature,
                 top_p: sampling.top_p,
                 seed: sampling.seed,
                 stop_token_ids: sampling.stop_ids.clone(),
                 top_logprobs: sampling.logprobs,
+                first_position: said.len() as u32,
             }),
             prefill_peer: assignment.prefill_peer.clone(),
             prefill_epoch: assignment.prefill_epoch,
         }
     }
 
-    /// What a failed call means after `generated` tokens.
-    fn judge(assignment: &Assignment, status: &Status, generated: u32) -> Attempt {
+    /// What a failed call means; `works`: tokens had come from it.
+    fn judge(assignment: &Assignment, status: &Status, works: bool) -> Attempt {
         let message = status.message().to_owned();
         let at_fault = if message.starts_with(AT_PREFILL) { Party::Prefill } else { Party::Called };
         // A status with a source was made on this side: the connection failed.
         let connection_failed = std::error::Error::source(status).is_some();
+        let again = |error| Attempt::Again(error, assignment.gang(at_fault));
         match status.code() {
             Code::DeadlineExceeded => return Attempt::Over(RequestError::Deadline),
             Code::InvalidArgument => {
                 return Attempt::Over(RequestError::invalid("", format!("the gang refused: {message}")));
             }
             // A gang that is full is not broken.
-            Code::ResourceExhausted if generated == 0 => {
+            Code::ResourceExhausted if !works => {
                 let retry_after = retry_after(status).unwrap_or(crate::error::RETRY_AFTER);
-                return Attempt::Again(RequestError::Busy { message, retry_after });
+                return again(RequestError::Busy { message, retry_after });
             }
-            Code::Unavailable if generated == 0 && message.contains(DRAINING) => {
+            Code::Unavailable if !works && message.contains(DRAINING) => {
                 assignment.learned(at_fault, Lesson::Drains);
-                return Attempt::Again(RequestError::Unavailable(message));
+                return again(RequestError::Unavailable(message));
             }
             _ => {}
         }
         assignment.learned(at_fault, Lesson::Fails);
-        if generated > 0 {
-            return Attempt::Over(RequestError::Failed(format!(
-                "a gang was lost after {generated} tokens: {message}"
-            )));
-        }
         match status.code() {
             // FAILED_PRECONDITION: of another epoch or digest than it was picked for, so it started anew.
-            Code::Unavailable | Code::FailedPrecondition => {
-                Attempt::Again(RequestError::Unavailable(message))
-            }
-            _ if connection_failed => Attempt::Again(RequestError::Unavailable(message)),
+            Code::Unavailable | Code::FailedPrecondition => again(RequestError::Unavailable(message)),
+            _ if connection_failed => again(RequestError::Unavailable(message)),
             code => Attempt::Over(RequestError::Failed(format!("the gang failed ({code:?}): {message}"))),
         }
     }
@@ -267,9 +323,10 @@ impl Choice<'_> {
     async fn send_finished(
         &self,
         reason: FinishReason,
-        tokens: u32,
+        said: &Said,
         cached_tokens: u32,
     ) -> Result<(), RequestError> {
+        let tokens = said.ids.len() as u32;
         self.metrics.output_tokens.inc_by(u64::from(tokens));
         self.send(EventKind::Finished(Finished { reason, completion_tokens: tokens, cached_tokens })).await
     }
@@ -283,6 +340,13 @@ impl Choice<'_> {
             Ok(Err(_)) | Err(_) => Err(RequestError::SlowClient),
         }
     }
+}
+
+/// Between two looks for room where all gangs are full.
+const ROOM_AGAIN: Duration = Duration::from_millis(250);
+
+fn lost(said: &Said, error: &RequestError) -> RequestError {
+    RequestError::Failed(format!("gangs were lost, the last one after {} tokens: {error}", said.ids.len()))
 }
 
 /// In the message of a gang that refuses because it drains: nothing was started.

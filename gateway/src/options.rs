@@ -56,8 +56,12 @@ pub struct Limits {
     /// For a gang to come where a model has none that is ready, before a choice's first token; zero: refuse at once. A model
     /// whose gangs are full is not waited for.
     pub gang_wait: Duration,
-    /// Times a choice is tried, before its first token.
+    /// Times a choice is tried from where it is.
     pub attempts: u32,
+    /// Times a choice goes on after the gang that was at it is lost.
+    pub resumes: u32,
+    /// For a gang to come that goes on with a choice which has begun; its client waits in the middle of a text.
+    pub resume_wait: Duration,
     /// Requests a gang may have beyond its batch before it counts as full.
     pub queue_per_gang: u32,
     /// For requests to end once the gateway drains.
@@ -79,6 +83,8 @@ impl Default for Limits {
             tokenizing: std::thread::available_parallelism().map_or(2, usize::from),
             gang_wait: Duration::ZERO,
             attempts: 3,
+            resumes: 32,
+            resume_wait: Duration::from_mins(5),
             queue_per_gang: 256,
             drain: Duration::from_secs(30),
         }

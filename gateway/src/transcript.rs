@@ -15,8 +15,7 @@ pub(crate) struct Transcript {
     /// The text as it would be without stop strings, for offsets; only where log probabilities are asked for.
     offsets: Option<OutputStream>,
     held: VecDeque<Held>,
-    /// Tokens taken and tokens let go of.
-    taken: u32,
+    /// Tokens let go of.
     sent: u32,
 }
 
@@ -29,12 +28,7 @@ impl Transcript {
     pub(crate) fn new(text: &Arc<TextModel>, stop: Vec<String>, logprobs: bool) -> Result<Self, TextError> {
         let offsets = if logprobs { Some(OutputStream::new(text, Vec::new())?) } else { None };
         let output = OutputStream::new(text, stop)?;
-        Ok(Self { text: Arc::clone(text), output, offsets, held: VecDeque::new(), taken: 0, sent: 0 })
-    }
-
-    /// Tokens taken so far, those of a stop string included.
-    pub(crate) fn taken(&self) -> u32 {
-        self.taken
+        Ok(Self { text: Arc::clone(text), output, offsets, held: VecDeque::new(), sent: 0 })
     }
 
     /// Takes one token, adds what it completes to `delta`, and says whether a stop string ended the text: then what is
@@ -50,7 +44,6 @@ impl Transcript {
             }
         });
         self.held.push_back(Held { id, detail });
-        self.taken += 1;
         let piece = self.output.push(id);
         delta.text.push_str(&piece.text);
         self.release(piece.tokens, delta);

@@ -159,7 +159,7 @@ impl Owner {
         let ValidatedRequest { context: _, prompt, sampling } = request;
         let sequence =
             gang.engine.decode(reservation, prompt, &first, sampling).map_err(|error| refuse(&error))?;
-        messages.send(tokens(0, vec![token_to(first)])).await?;
+        messages.send(tokens(first.position, vec![token_to(first)])).await?;
         report(sequence, messages).await
     }
 
@@ -193,7 +193,7 @@ impl Owner {
             followers.close(self.transfer.id, true);
         }
         let reservation = self.transfer.landing.close().ok_or_else(|| self.failed("done without a lease"))?;
-        Ok((token_from(0, first), reservation))
+        Ok((token_from(self.request.sampling.first_position, first), reservation))
     }
 
     fn prefill_event(

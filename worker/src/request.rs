@@ -63,7 +63,8 @@ impl ValidatedRequest {
 }
 
 fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::Sampling, Status> {
-    let wire::Sampling { max_tokens, temperature, top_p, seed, stop_token_ids, top_logprobs } = sampling;
+    let wire::Sampling { max_tokens, temperature, top_p, seed, stop_token_ids, top_logprobs, first_position } =
+        sampling;
     let bad =
         |field: &str, problem: String| Err(Status::invalid_argument(format!("sampling.{field}: {problem}")));
     if max_tokens == 0 {
@@ -90,13 +91,22 @@ fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::S
         choice,
         stop_ids: stop_token_ids,
         top_logprobs: top_logprobs as usize,
+        first_position: first_position as usize,
     })
 }
 
 /// As it was before [`sampling_from`].
 pub(crate) fn sampling_to(sampling: &herd_engine::Sampling) -> wire::Sampling {
-    let herd_engine::Sampling { max_tokens, temperature, top_p, seed, choice: _, stop_ids, top_logprobs } =
-        sampling;
+    let herd_engine::Sampling {
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        choice: _,
+        stop_ids,
+        top_logprobs,
+        first_position,
+    } = sampling;
     wire::Sampling {
         max_tokens: *max_tokens as u32,
         temperature: *temperature,
@@ -104,6 +114,7 @@ pub(crate) fn sampling_to(sampling: &herd_engine::Sampling) -> wire::Sampling {
         seed: *seed,
         stop_token_ids: stop_ids.clone(),
         top_logprobs: Some(*top_logprobs as u32),
+        first_position: *first_position as u32,
     }
 }
 
@@ -139,6 +150,7 @@ mod tests {
             seed: 1 << 40,
             stop_token_ids: vec![2, 3],
             top_logprobs: Some(4),
+            first_position: 7,
         }
     }
 

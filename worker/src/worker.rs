@@ -179,7 +179,7 @@ impl Worker {
                 let leader = Leader {
                     endpoint: advertised(advertise.as_deref(), bound)?,
                     host,
-                    ranks: Arc::new(ranks),
+                    ranks,
                     model,
                     limits,
                     ranks_per_pod: part.ranks_per_pod,
@@ -277,7 +277,7 @@ impl Drop for Worker {
 /// What runs steps, or will when the gang is whole.
 enum Loaded {
     Whole(Box<dyn Executor>),
-    Part(CpuRanks),
+    Part(Arc<CpuRanks>),
 }
 
 async fn load(
@@ -287,9 +287,8 @@ async fn load(
 ) -> Result<(Loaded, Model), WorkerError> {
     let load = move || match local {
         None => backend::load(backend, &limits).map(|(executor, model)| (Loaded::Whole(executor), model)),
-        Some(local) => {
-            backend::load_part(backend, &limits, local).map(|(ranks, model)| (Loaded::Part(ranks), model))
-        }
+        Some(local) => backend::load_part(backend, &limits, local)
+            .map(|(ranks, model)| (Loaded::Part(Arc::new(ranks)), model)),
     };
     let loaded = task::spawn_blocking(load).await;
     let (loaded, model) =

@@ -147,7 +147,7 @@ impl Engine {
         self.check_tokens(&[first.token.id])?;
         let from = Continuation {
             first: first.token.id,
-            generated: first.position.saturating_add(1),
+            generated: first.position.saturating_sub(sampling.first_position).saturating_add(1),
             max_tokens: sampling.max_tokens,
             stop: sampling.stop_ids.contains(&first.token.id),
             prompt,
@@ -232,8 +232,16 @@ impl Engine {
     }
 
     fn check_sampling(&self, sampling: &Sampling) -> Result<(), SubmitError> {
-        let Sampling { max_tokens, temperature, top_p, seed: _, choice: _, stop_ids: _, top_logprobs } =
-            sampling;
+        let Sampling {
+            max_tokens,
+            temperature,
+            top_p,
+            seed: _,
+            choice: _,
+            stop_ids: _,
+            top_logprobs,
+            first_position: _,
+        } = sampling;
         let bad = |field, value, expected| Err(SubmitError::BadSampling { field, value, expected });
         if *max_tokens == 0 {
             return Err(BAD_MAX_TOKENS);

@@ -17,6 +17,9 @@ pub struct Sampling {
     pub stop_ids: Vec<u32>,
     /// Alternatives reported with each token.
     pub top_logprobs: usize,
+    /// Tokens of the choice that the prompt ends with: a choice that another engine began. Positions go on from there, and
+    /// with them the random numbers; `max_tokens` is what is left to generate.
+    pub first_position: usize,
 }
 
 /// A token id and its natural log probability in the distribution before temperature.

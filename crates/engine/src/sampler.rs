@@ -137,6 +137,7 @@ mod tests {
     use super::*;
 
     const SAMPLING: Sampling = Sampling {
+        first_position: 0,
         max_tokens: 1,
         temperature: 1.0,
         top_p: 1.0,

@@ -50,9 +50,9 @@ impl StepLoop {
         };
         for command in self.shared.stop(&reason) {
             if let Command::Submit(id, work, reporter) = command {
-                self.admit(id, work.prompt_tokens(), 0, reporter);
+                self.admit(id, work.prompt_tokens(), reporter);
             } else if let Command::Decode(id, from, reporter) = command {
-                self.admit(id, from.prompt.len(), from.generated, reporter);
+                self.admit(id, from.prompt.len(), reporter);
             }
         }
         for running in self.sequences.values() {
@@ -86,13 +86,17 @@ impl StepLoop {
         match command {
             Command::Submit(id, work, reporter) => {
                 let prompt_tokens = work.prompt_tokens();
-                self.admit(id, prompt_tokens, 0, reporter);
+                self.admit(id, prompt_tokens, reporter);
                 if let Err(refused) = self.scheduler.submit(id, work) {
                     self.events.push((id, Event::Failed(refused.to_string())));
                 }
             }
             Command::Decode(id, from, reporter) => {
-                self.admit(id, from.prompt.len(), from.generated, reporter);
+                let generated = from.generated;
+                self.admit(id, from.prompt.len(), reporter);
+                if let Some(running) = self.sequences.get_mut(&id) {
+                    running.position += generated;
+                }
                 match self.scheduler.decode(id, from) {
                     Ok(None) => {}
                     Ok(Some(ended)) => self.events.push((id, Event::Finished(reason(ended)))),
@@ -106,7 +110,8 @@ impl StepLoop {
         }
     }
 
-    fn admit(&mut self, id: SequenceId, prompt_tokens: usize, position: usize, reporter: Reporter) {
+    fn admit(&mut self, id: SequenceId, prompt_tokens: usize, reporter: Reporter) {
+        let position = reporter.sampling.as_ref().map_or(0, |sampling| sampling.first_position);
         self.sequences.insert(id, Running { reporter, prompt_tokens, position });
     }
 

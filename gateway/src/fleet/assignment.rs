@@ -8,17 +8,20 @@ use tonic::transport::Channel;
 
 use super::{InFlight, Lesson, Live, Shared};
 
-/// Which gangs a choice was given to, and over which of their connections.
+/// A gang, as long as the gateway's connection to it lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RouteKey {
-    called: (String, u64),
-    prefill: Option<(String, u64)>,
+pub(crate) struct GangKey {
+    leader: String,
+    connection: u64,
 }
 
-impl RouteKey {
-    pub(super) fn names(&self, leader: &str, connection: u64) -> bool {
-        let is = |(named, over): &(String, u64)| named == leader && *over == connection;
-        is(&self.called) || self.prefill.as_ref().is_some_and(is)
+impl GangKey {
+    fn new((leader, live): (&String, &Live)) -> Self {
+        Self { leader: leader.clone(), connection: live.connection }
+    }
+
+    pub(super) fn is(&self, leader: &str, connection: u64) -> bool {
+        self.leader == leader && self.connection == connection
     }
 }
 
@@ -30,7 +33,8 @@ pub(crate) struct Assignment {
     pub(crate) prefill_epoch: u64,
     pub(crate) revision: String,
     pub(crate) epoch: u64,
-    pub(crate) key: RouteKey,
+    called_key: GangKey,
+    prefill_key: Option<GangKey>,
     shared: Arc<Shared>,
     called: Counted,
     prefill: Option<Counted>,
@@ -50,10 +54,8 @@ impl Assignment {
             prefill_epoch: prefill.map_or(0, |(_, live)| live.description.epoch),
             revision: live.description.revision.clone(),
             epoch: live.description.epoch,
-            key: RouteKey {
-                called: (leader.clone(), live.connection),
-                prefill: prefill.map(|(leader, live)| (leader.clone(), live.connection)),
-            },
+            called_key: GangKey::new((leader, live)),
+            prefill_key: prefill.map(GangKey::new),
             shared: Arc::clone(shared),
             called: Counted::new(&live.in_flight, here),
             prefill: prefill.map(|(_, live)| Counted::new(&live.in_flight, there)),
@@ -70,11 +72,22 @@ impl Assignment {
 
     /// Tells the fleet what this choice learned about one of its gangs.
     pub(crate) fn learned(&self, party: Party, lesson: Lesson) {
-        match (party, &self.key.prefill) {
-            (Party::Called, _) => self.shared.learned(&self.key.called.0, self.epoch, lesson),
-            (Party::Prefill, Some((prefill, _))) => self.shared.learned(prefill, self.prefill_epoch, lesson),
+        match (party, &self.prefill_key) {
+            (Party::Called, _) => self.shared.learned(&self.called_key.leader, self.epoch, lesson),
+            (Party::Prefill, Some(key)) => self.shared.learned(&key.leader, self.prefill_epoch, lesson),
             (Party::Prefill, None) => {}
         }
+    }
+
+    /// Which gang that is.
+    pub(crate) fn gang(&self, party: Party) -> GangKey {
+        let prefill = self.prefill_key.as_ref().filter(|_| party == Party::Prefill);
+        prefill.unwrap_or(&self.called_key).clone()
+    }
+
+    /// Whether one of these is part of it.
+    pub(crate) fn is_one_of(&self, gangs: &[GangKey]) -> bool {
+        gangs.contains(&self.called_key) || self.prefill_key.as_ref().is_some_and(|key| gangs.contains(key))
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-pub(crate) use assignment::{Assignment, Party, RouteKey};
+pub(crate) use assignment::{Assignment, GangKey, Party};
 use bundle::Bundles;
 pub use discovery::{Discovery, FixedFleet, FleetSnapshot, GangEndpoint};
 use gang::Description;
@@ -203,7 +203,7 @@ impl Fleet {
         &self,
         model: &Model,
         prompt_tokens: u32,
-        tried: &[RouteKey],
+        tried: &[GangKey],
     ) -> Result<Assignment, Refusal> {
         let mut state = self.shared.lock();
         let turn = state.turn;
@@ -219,7 +219,7 @@ impl Fleet {
         let views: Vec<GangView> = candidates
             .iter()
             .map(|(leader, live)| {
-                let tried = tried.iter().any(|key| key.names(leader, live.connection));
+                let tried = tried.iter().any(|gang| gang.is(leader, live.connection));
                 live.view(now, self.shared.queue_per_gang, tried)
             })
             .collect();

@@ -1,6 +1,7 @@
 //! Full, draining, broken: who is asked next, and what the client hears.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use herd_gateway::Limits;
 use herd_proto::internal::v1::finished::Reason;
@@ -71,17 +72,64 @@ async fn a_gang_that_cannot_be_reached_is_replaced_and_not_asked_for_every_reque
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_have_run_is_not_run_again() {
+async fn what_breaks_at_one_gang_would_break_at_another() {
     for status in [Status::internal("broke"), Status::unknown("broke")] {
         let (first, good, running) = beside_a_good_one(refusing(status)).await;
         ask(&running).await.refusal(500);
         assert_eq!((first.calls().len(), good.calls().len()), (1, 0));
     }
-    // After a token nothing is asked again, whatever the reason.
-    let dies = |_: DecodeRequest| Ok(all([Ok(tokens(0, &[40], 0)), Err(Status::unavailable("gone"))]));
-    let (first, good, running) = beside_a_good_one(leader(dies)).await;
-    ask(&running).await.refusal(500);
-    assert_eq!((first.calls().len(), good.calls().len()), (1, 0));
+}
+
+/// A gang that says these tokens and is lost.
+fn dies_after(said: &'static [u32]) -> Leader {
+    leader(move |_: DecodeRequest| Ok(all([Ok(tokens(0, said, 0)), Err(Status::unavailable("gone"))])))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_tokens_another_gang_is_asked_for_what_is_left() {
+    let first = dies_after(&[40, 41]).start().await;
+    let good = leader(|_| Ok(all([Ok(tokens(2, &[42], 0)), Ok(finished(Reason::Length, 0))]))).start().await;
+    good.watch.send_modify(|event| event.load.as_mut().unwrap().running = 1);
+    let running = gateway(&[&first.address, &good.address]).await;
+    let body = json!({"model": "tiny", "prompt": [7, 8], "max_tokens": 3, "return_token_ids": true});
+    let answer = running.post(COMPLETIONS, &body).await.json();
+    assert_eq!(answer["choices"][0]["token_ids"], json!([40, 41, 42]));
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
+    let call = &good.calls()[0];
+    let sampling = call.sampling.as_ref().unwrap();
+    assert_eq!(call.prompt, [7, 8, 40, 41]);
+    assert_eq!((sampling.first_position, sampling.max_tokens), (2, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gang_that_is_lost_after_the_last_token_is_not_replaced() {
+    // All that were asked for, or one that ends the text.
+    for (said, more, reason) in
+        [(&[40, 41][..], json!({"max_tokens": 2}), "length"), (&[40, 1016], json!({"max_tokens": 9}), "stop")]
+    {
+        let (first, good, running) = beside_a_good_one(dies_after(said)).await;
+        let mut body = json!({"model": "tiny", "prompt": "x"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        assert_eq!(running.post(COMPLETIONS, &body).await.json()["choices"][0]["finish_reason"], reason);
+        assert_eq!((first.calls().len(), good.calls().len()), (1, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gangs_that_are_lost_over_and_over_are_not_asked_for_ever() {
+    // Says one more token each time it is asked.
+    let dies = || {
+        leader(|call: DecodeRequest| {
+            let at = call.sampling.unwrap().first_position;
+            Ok(all([Ok(tokens(at, &[40], 0)), Err(Status::unavailable("gone"))]))
+        })
+    };
+    let (first, second) = (dies().start().await, dies().start().await);
+    let limits = Limits { resumes: 1, resume_wait: Duration::ZERO, ..Limits::default() };
+    let running = gateway_with(&[&first.address, &second.address], limits).await;
+    let (_, message) = ask(&running).await.refusal(500);
+    assert!(message.contains("after 2 tokens"), "{message}");
+    assert_eq!(first.calls().len() + second.calls().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -181,6 +181,8 @@ async fn what_has_begun_to_answer_is_not_waited_for() {
         Ok(scripted::all([Ok(scripted::tokens(0, &[40], 0)), Err(Status::unavailable("gone"))]))
     });
     let dies = dies.start().await;
-    let running = gateway_with(&[&dies.address], patient()).await;
-    soon(ask(&running)).await.refusal(500);
+    let limits = Limits { resume_wait: Duration::ZERO, ..patient() };
+    let running = gateway_with(&[&dies.address], limits).await;
+    let (_, message) = soon(ask(&running)).await.refusal(500);
+    assert!(message.contains("after 1 tokens"), "{message}");
 }

@@ -91,6 +91,41 @@ async fn streamed_and_whole_and_grpc_say_the_same() {
     assert_eq!((json!(ids), said), (whole["token_ids"].clone(), text));
 }
 
+/// Lets a gang compute some steps, and ends it in the next one.
+async fn lose(fleet: &Fleet, gang: usize, steps: usize) {
+    let control = &fleet.controls[gang];
+    for _ in 0..steps {
+        control.pass().await;
+    }
+    control.held().await;
+    control.fail("lost");
+    control.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_goes_on_elsewhere_when_the_gang_that_was_at_it_is_lost() {
+    use Role::{Decode, Prefill, Unified};
+    let sampling = json!({"temperature": 1, "top_p": 0.9});
+    let undisturbed = choices(&fake(&[Unified]).await, &sampling).await;
+    // Which gangs are lost, and after how many steps.
+    for (roles, lost) in [
+        (&[Unified, Unified, Unified][..], &[(0, 5), (1, 17)][..]),
+        (&[Prefill, Decode, Decode], &[(1, 9)]),
+        (&[Prefill, Prefill, Decode], &[(0, 0)]),
+        (&[Prefill, Prefill, Decode, Decode], &[(1, 0), (2, 30)]),
+    ] {
+        let fleet = fake(roles).await;
+        for (gang, _) in lost {
+            fleet.controls[*gang].close();
+        }
+        let losing = futures::future::join_all(lost.iter().map(|(gang, steps)| lose(&fleet, *gang, *steps)));
+        let (answer, _) = soon(async { tokio::join!(choices(&fleet, &sampling), losing) }).await;
+        assert_eq!(answer, undisturbed, "{roles:?} without {lost:?}");
+        let retries = "herd_gateway_retries_total{reason=\"unavailable\"}";
+        assert!(fleet.running.metric(retries).await >= 1.0, "{roles:?} without {lost:?}");
+    }
+}
+
 /// Three steps of prompt, so that cancelling within one is seen.
 fn long() -> Vec<u8> {
     serde_json::to_vec(&json!({"model": "tiny", "prompt": vec![5; 1500], "max_tokens": 100})).unwrap()

@@ -9,7 +9,7 @@ use herd_proto::internal::v1::{DecodeRequest, DescribeRequest, Role, SetRoleRequ
 use tokio::io::AsyncBufReadExt as _;
 use tonic::transport::Channel;
 
-use crate::gangs::{request, soon};
+use crate::gangs::{Answer, request, soon};
 use crate::stub::Stub;
 
 fn herd_worker() -> Command {
@@ -31,7 +31,11 @@ fn message(line: &str) -> String {
 }
 
 fn terminate(process: u32) {
-    assert!(Command::new("kill").args(["-TERM", &process.to_string()]).status().unwrap().success());
+    signal("-TERM", process);
+}
+
+fn signal(signal: &str, process: u32) {
+    assert!(Command::new("kill").args([signal, &process.to_string()]).status().unwrap().success());
 }
 
 #[test]
@@ -123,4 +127,50 @@ async fn a_second_sigterm_cuts_what_runs() {
     terminate(worker.id().unwrap());
     assert_eq!(soon(worker.wait()).await.unwrap().code(), Some(0));
     assert!(soon(stream.message()).await.is_err());
+}
+
+/// A gang of two processes, of which one is stopped and not gone: nothing closes a connection.
+#[tokio::test]
+async fn a_process_that_is_stopped_ends_the_epoch_and_one_that_goes_on_is_taken_again() {
+    let leads = |first_rank: &str, leader: &str, grpc: &str| {
+        let mut command = tokio::process::Command::from(Command::new(env!("CARGO_BIN_EXE_herd-worker")));
+        command.env_remove("RUST_LOG").stderr(Stdio::piped()).kill_on_drop(true);
+        command.arg("--model-dir").arg(fixture()).args(["--kv-blocks", "8", "--log-format", "json"]);
+        command.args(["--tensor", "2", "--ranks-per-pod", "1", "--gang-id", "g", "--first-rank", first_rank]);
+        command.args(["--leader", leader, "--grpc", grpc, "--rank-bind", "127.0.0.1:0"]);
+        command.args(["--http", "127.0.0.1:0", "--kv-bind", "127.0.0.1:0"]);
+        command
+    };
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut follower = leads("1", &port, "127.0.0.1:0").spawn().unwrap();
+    let mut leader = leads("0", &port, &port).spawn().unwrap();
+    let mut lines = tokio::io::BufReader::new(leader.stderr.take().unwrap()).lines();
+    let mut says = async |wanted: &str| {
+        soon(async { while message(&lines.next_line().await.unwrap().unwrap()) != wanted {} }).await;
+    };
+    says("ready").await;
+    let mut client = WorkerClient::connect(format!("http://{port}")).await.unwrap();
+    let first = client.describe(DescribeRequest {}).await.unwrap().into_inner().epoch;
+    let asked = request(vec![1; 100], 10);
+    let expected = Answer::read(&mut client.decode(asked.clone()).await.unwrap().into_inner()).await.unwrap();
+
+    signal("-STOP", follower.id().unwrap());
+    // Runs into the process that does not answer.
+    let mut stream = client.decode(asked.clone()).await.unwrap().into_inner();
+    assert_eq!(Answer::read(&mut stream).await.unwrap_err().code(), tonic::Code::Unavailable);
+    says("the epoch is over").await;
+    assert!(client.describe(DescribeRequest {}).await.is_err());
+    signal("-CONT", follower.id().unwrap());
+    says("ready").await;
+    let described = client.describe(DescribeRequest {}).await.unwrap().into_inner();
+    assert_ne!(described.epoch, first);
+    let answer = Answer::read(&mut client.decode(asked).await.unwrap().into_inner()).await.unwrap();
+    assert_eq!(answer, expected);
+
+    // The leader drains; its follower waits for that, and both end well.
+    signal("-TERM", follower.id().unwrap());
+    signal("-TERM", leader.id().unwrap());
+    says("drained").await;
+    assert_eq!(soon(leader.wait()).await.unwrap().code(), Some(0));
+    assert_eq!(soon(follower.wait()).await.unwrap().code(), Some(0));
 }

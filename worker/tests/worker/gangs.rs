@@ -158,6 +158,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32) -> DecodeRequest {
             seed: 5,
             stop_token_ids: Vec::new(),
             top_logprobs: Some(3),
+            first_position: 0,
         }),
         prefill_peer: String::new(),
         prefill_epoch: 0,

@@ -43,6 +43,7 @@ fn greedy(max_tokens: usize) -> Sampling {
         choice: 0,
         stop_ids: Vec::new(),
         top_logprobs: 0,
+        first_position: 0,
     }
 }
 
@@ -235,6 +236,28 @@ async fn alone() -> Vec<Vec<SampledToken>> {
         alone.push(tokens(&mut sequence).await);
     }
     alone
+}
+
+#[tokio::test]
+async fn a_choice_that_another_engine_began_goes_on_as_if_it_had_not() {
+    let (engine, _control) = start(LIMITS);
+    for (undisturbed, (prompt, sampling)) in alone().await.into_iter().zip(requests()) {
+        for begun in 1..sampling.max_tokens {
+            let said = undisturbed[..begun].iter().map(|sampled| sampled.token.id);
+            let prompt: Vec<u32> = prompt.iter().copied().chain(said).collect();
+            let left = Sampling {
+                first_position: begun,
+                max_tokens: sampling.max_tokens - begun,
+                ..sampling.clone()
+            };
+            let mut sequence = engine.generate(prompt.clone(), left.clone()).unwrap();
+            assert_eq!(tokens(&mut sequence).await, undisturbed[begun..]);
+            // The same where the prompt is computed elsewhere.
+            let mut prefill = engine.prefill(prompt.clone(), left.clone()).unwrap();
+            let first = tokens(&mut prefill).await.remove(0);
+            assert_eq!(first, undisturbed[begun]);
+        }
+    }
 }
 
 proptest! {

@@ -53,7 +53,8 @@ pub(crate) struct Running<F = FixedFleet> {
 
 /// In front of these leaders, all serving `tiny`, once all are Ready.
 pub(crate) async fn gateway<L: AsRef<str>>(leaders: &[L]) -> Running {
-    gateway_with(leaders, Limits::default()).await
+    let limits = Limits { resume_wait: Duration::ZERO, ..Limits::default() };
+    gateway_with(leaders, limits).await
 }
 
 pub(crate) fn endpoint(leader: &str) -> GangEndpoint {

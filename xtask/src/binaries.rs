@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use crate::paths::Paths;
 use crate::progress::Activity;
 use crate::step::{compiled, run_watched};
+use crate::target;
 
 /// Cargo compiles a dependency once for the tests and once more for programs alone, where some test switches on more of its
 /// features. An example counts as a test there: with one in each build, there is one set of features.
@@ -36,6 +37,7 @@ pub(crate) fn path(paths: &Paths, name: &str) -> PathBuf {
 }
 
 fn build(paths: &Paths, what: &[&str], activity: &Activity) -> Result<String> {
+    target::take(paths)?;
     let mut command = paths.cargo(&["build", "--release", "--workspace"]);
     command.args(what).args(EXAMPLE);
     let mut crates = 0;

@@ -22,6 +22,7 @@ mod ready;
 mod release;
 mod step;
 mod stream;
+mod target;
 mod test;
 mod tools;
 mod up;
@@ -85,7 +86,11 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     let paths = paths::Paths::find()?;
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    if matches!(command, Command::E2e { .. } | Command::Test { .. } | Command::Lint) {
+        target::take(&paths)?;
+    }
+    match command {
         Command::Up { name } => {
             up::up(&paths, &name)?;
             Ok(ExitCode::SUCCESS)

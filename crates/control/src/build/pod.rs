@@ -92,6 +92,9 @@ pub fn pod(input: PodInput<'_>) -> Result<Pod, SourceError> {
             }),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
+            // The worker is not process 1 then, for which Linux drops a SIGTERM that comes before it is waited for: a pod that is
+            // deleted as it starts would stay for its whole grace period.
+            share_process_namespace: Some(true),
             restart_policy: Some("Always".to_owned()),
             ..PodSpec::default()
         }),

@@ -75,8 +75,8 @@ impl Choice<'_> {
                 .map_err(|error| RequestError::Failed(error.to_string()))?;
         let mut said = Said { started: false, transcript, ids: Vec::new() };
         let mut tried = Tried::default();
-        let mut resumed = 0;
-        for attempt in 0.. {
+        let (mut attempt, mut resumed) = (0, 0);
+        loop {
             let assignment = self.assign(&tried, &said).await?;
             let before = said.ids.len();
             let (error, gang) = match self.attempt(assignment, attempt, &mut said).await {
@@ -84,12 +84,13 @@ impl Choice<'_> {
                 Err(Attempt::Over(error)) => return Err(error),
                 Err(Attempt::Again(error, gang)) => (error, gang),
             };
+            attempt += 1;
             debug!(request = self.generation.request_id, choice = self.index, tokens = said.ids.len(), %error, "trying elsewhere");
             self.metrics.retries.with_label_values(&[error.category()]).inc();
             if said.ids.len() > before {
                 resumed += 1;
                 if resumed > self.limits.resumes {
-                    return Err(lost(&said, &error));
+                    return Err(given_up(&said, error));
                 }
                 // Every other gang is as good as new.
                 tried = Tried::default();
@@ -102,12 +103,11 @@ impl Choice<'_> {
                 return self.finish(&mut said, reason, 0).await;
             }
             if tried.attempts >= self.limits.attempts {
-                return Err(if said.ids.is_empty() { error } else { lost(&said, &error) });
+                return Err(given_up(&said, error));
             }
             tried.full |= matches!(error, RequestError::Busy { .. });
             tried.last = Some(error);
         }
-        Ok(())
     }
 
     /// A route without a gang that was at fault. Where none is ready, one is waited for, unless what there is is full. A choice that has
@@ -135,7 +135,7 @@ impl Choice<'_> {
                 // What a gang said tells more than that there is no other one.
                 let error = tried.last.clone();
                 let error = error.unwrap_or_else(|| RequestError::refused(&model.name, refusal));
-                return Err(if begun { lost(said, &error) } else { error });
+                return Err(given_up(said, error));
             }
         }
     }
@@ -345,7 +345,11 @@ impl Choice<'_> {
 /// Between two looks for room where all gangs are full.
 const ROOM_AGAIN: Duration = Duration::from_millis(250);
 
-fn lost(said: &Said, error: &RequestError) -> RequestError {
+/// The end of a choice that no gang takes on: as an error of its own where it has begun.
+fn given_up(said: &Said, error: RequestError) -> RequestError {
+    if said.ids.is_empty() {
+        return error;
+    }
     RequestError::Failed(format!("gangs were lost, the last one after {} tokens: {error}", said.ids.len()))
 }
 

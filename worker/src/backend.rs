@@ -1,13 +1,18 @@
 //! From options to an executor and what has to be known about its model.
 
-use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use herd_engine::{Checkpoint, CpuModel, CpuRanks, Executor, FakeOptions, LoadError, LoadOptions, ModelInfo};
+use herd_engine::{
+    Checkpoint, CpuModel, CpuRanks, Executor, FakeOptions, KvStore, LoadError, LoadOptions, ModelInfo,
+};
 use herd_model::{BLOCK_TOKENS, Dtype, FileDigest, ModelConfig, ShardPlan, kv_fingerprint, model_digest};
 
 use crate::error::WorkerError;
-use crate::options::{Backend, CpuBackend, FakeBackend, KvSize, WorkerLimits};
+use crate::lease::Transfers;
+use crate::metrics::Metrics;
+use crate::options::{Backend, CpuBackend, FakeBackend, GangPart, KvSize, WorkerLimits};
+use crate::transfer::{Outgoing, Receiver, Store};
 
 /// What a worker knows about the model it serves.
 #[derive(Clone, Debug)]
@@ -22,6 +27,50 @@ pub(crate) struct Model {
     pub(crate) block_tokens: usize,
     /// Where the bundle's files are.
     pub(crate) bundle: Option<PathBuf>,
+}
+
+impl Model {
+    /// KV of a prompt on its way to another gang: a transfer, and the epoch of the gang that receives it.
+    pub(crate) fn outgoing(
+        &self,
+        (transfer, epoch): (u64, u64),
+        prompt_tokens: usize,
+        blocks: Arc<[u32]>,
+    ) -> Outgoing {
+        Outgoing {
+            transfer,
+            epoch,
+            fingerprint: self.kv_fingerprint.clone(),
+            dtype: self.dtype,
+            layers: self.config.layers,
+            block_tokens: self.block_tokens,
+            prompt_tokens,
+            blocks,
+        }
+    }
+
+    /// What takes KV for a rank, whose number in its process is `local`.
+    pub(crate) fn receiver(
+        &self,
+        (rank, local): (u16, usize),
+        epoch: u64,
+        store: Arc<dyn KvStore>,
+        transfers: &Arc<Transfers>,
+        metrics: &Arc<Metrics>,
+    ) -> Receiver {
+        Receiver {
+            rank,
+            local,
+            epoch,
+            fingerprint: self.kv_fingerprint.clone(),
+            dtype: self.dtype,
+            layers: self.config.layers,
+            block_tokens: self.block_tokens,
+            store: Store(store),
+            transfers: Arc::clone(transfers),
+            metrics: Arc::clone(metrics),
+        }
+    }
 }
 
 /// Loads the model. Takes as long as reading the weights does.
@@ -44,10 +93,12 @@ pub(crate) fn load(
 pub(crate) fn load_part(
     backend: Backend,
     limits: &WorkerLimits,
-    local: Range<usize>,
+    part: &GangPart,
 ) -> Result<(CpuRanks, Model), WorkerError> {
     match backend {
         Backend::Cpu(cpu) => {
+            part.check(cpu.tensor)?;
+            let local = part.ranks();
             let options = load_options(&cpu, local.len(), limits)?;
             let ranks = CpuRanks::load(&cpu.model_dir, &options, local)?;
             let info = about(&cpu, ranks.info());

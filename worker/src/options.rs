@@ -10,6 +10,7 @@ use herd_model::Dtype;
 use herd_proto::internal::v1::Role;
 
 use crate::backend::Model;
+use crate::error::WorkerError;
 use crate::gang::Host;
 use crate::ranks::Expected;
 
@@ -62,6 +63,22 @@ pub struct GangPart {
 }
 
 impl GangPart {
+    /// Whether a gang of this tensor degree has such a part.
+    pub(crate) fn check(&self, tensor: usize) -> Result<(), WorkerError> {
+        let Self { first_rank, ranks_per_pod, leader: _, bind: _ } = self;
+        if *ranks_per_pod == 0 || !tensor.is_multiple_of(*ranks_per_pod) {
+            let problem = format!("{ranks_per_pod} does not divide the tensor degree, {tensor}");
+            return Err(WorkerError::Option { option: "--ranks-per-pod", problem });
+        }
+        if *first_rank >= tensor || !first_rank.is_multiple_of(*ranks_per_pod) {
+            let problem = format!(
+                "{first_rank} is not a multiple of {ranks_per_pod} below the tensor degree, {tensor}"
+            );
+            return Err(WorkerError::Option { option: "--first-rank", problem });
+        }
+        Ok(())
+    }
+
     /// Of this process.
     pub(crate) fn ranks(&self) -> Range<usize> {
         self.first_rank..self.first_rank.saturating_add(self.ranks_per_pod)

@@ -22,7 +22,7 @@ use crate::options::DEFAULT_BLOCKS_DEADLINE;
 use crate::refusal::{no_kv_blocks, refuse};
 use crate::request::{ValidatedRequest, Work, token_to};
 use crate::stream::{Messages, TaskStream};
-use crate::transfer::{Outgoing, Progress, Route, send};
+use crate::transfer::{Progress, Route, send};
 
 /// For the decode gang to have blocks. It gives up first and says so itself; this ends the wait for one that answers nothing
 /// and yet keeps its call open.
@@ -112,16 +112,8 @@ impl Job {
         let model = &gang.model;
         let target = ShardPlan::new(&model.config, kv_endpoints.len())
             .map_err(|error| decode_gang.failed("Reserve", &error.to_string()))?;
-        let outgoing = Outgoing {
-            transfer: decode_gang.transfer,
-            epoch: decode_gang.context.gang_epoch,
-            fingerprint: model.kv_fingerprint.clone(),
-            dtype: model.dtype,
-            layers: model.config.layers,
-            block_tokens: model.block_tokens,
-            prompt_tokens: *prompt_tokens,
-            blocks,
-        };
+        let to = (decode_gang.transfer, decode_gang.context.gang_epoch);
+        let outgoing = model.outgoing(to, *prompt_tokens, blocks);
         let mut here = Vec::new();
         let mut elsewhere: BTreeMap<usize, Vec<Route>> = BTreeMap::new();
         for KvRoute { source_rank, target_rank, heads } in kv_routes(&model.shards, &target) {

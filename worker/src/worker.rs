@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +29,7 @@ use crate::net::{advertised, bind, serve_grpc, serve_http, serve_kv};
 use crate::options::{Backend, GangPart, WorkerLimits, WorkerOptions};
 use crate::ranks::{Leader, RankService};
 use crate::service::Service;
-use crate::transfer::{MAX_FINGERPRINT_BYTES, Receiver, Store, receive};
+use crate::transfer::{MAX_FINGERPRINT_BYTES, Receiver, receive};
 
 /// For the tasks of a worker, connections included, to end once they were told to. Reached only where the other end of a
 /// connection holds it open.
@@ -136,8 +135,7 @@ impl Worker {
         // A port that is taken is known before the model is loaded.
         let (grpc_listener, grpc) = bind(grpc, "gRPC").await?;
         let endpoint = advertised(advertise.as_deref(), grpc)?;
-        let local = part.as_ref().map(GangPart::ranks);
-        let (loaded, model) = load(backend, limits, local).await?;
+        let (loaded, model) = load(backend, limits, part).await?;
         let host = Host {
             gang_id: gang_id.unwrap_or_else(new_gang_id),
             revision,
@@ -152,7 +150,7 @@ impl Worker {
         };
         let ranks = match &loaded {
             Loaded::Whole(executor) => executor.kv().len(),
-            Loaded::Part(ranks) => ranks.kv().len(),
+            Loaded::Part(ranks, _) => ranks.kv().len(),
         };
         let (kv_listeners, kv, mut kv_endpoints) = listen_kv(kv, ranks, advertise.as_deref()).await?;
         if let Some(given) = advertise_kv {
@@ -163,15 +161,17 @@ impl Worker {
             kv_endpoints = given;
         }
         for (rank, listener) in kv_listeners.into_iter().enumerate() {
-            tasks.spawn("KV", serve_rank(current.clone(), rank, listener, shutdown.clone()));
+            let current = current.clone();
+            let receiver = move || current.borrow().as_deref().and_then(|gang| receiver(gang, rank));
+            tasks.spawn("KV", serve_rank(listener, receiver, shutdown.clone()));
         }
         let (reporter, health) = tonic_health::server::health_reporter();
         let server = WorkerServer::new(Service::new(current.clone()))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let mut routes = Routes::new(server).add_service(health);
-        let only = match (loaded, part) {
-            (Loaded::Part(ranks), Some(part)) => {
+        let only = match loaded {
+            Loaded::Part(ranks, part) => {
                 let (listener, bound) = bind(part.bind, "ranks").await?;
                 let (candidates, incoming) = mpsc::channel(MAX_CANDIDATES);
                 let expected = part.expected(&host, &model);
@@ -192,8 +192,7 @@ impl Worker {
                 tasks.spawn("leader", leader.run());
                 None
             }
-            (Loaded::Part(_), None) => return Err(WorkerError::Internal("ranks of no gang".to_owned())),
-            (Loaded::Whole(executor), _) => {
+            Loaded::Whole(executor) => {
                 let engine = start_engine(executor, &model, limits)?;
                 let gang = Arc::new(host.gang(new_epoch(), model, engine, kv_endpoints, None));
                 tasks.spawn("engine", engine_stops(gang.engine.stopped(), shutdown.clone()));
@@ -277,18 +276,18 @@ impl Drop for Worker {
 /// What runs steps, or will when the gang is whole.
 enum Loaded {
     Whole(Box<dyn Executor>),
-    Part(Arc<CpuRanks>),
+    Part(Arc<CpuRanks>, GangPart),
 }
 
 async fn load(
     backend: Backend,
     limits: WorkerLimits,
-    local: Option<Range<usize>>,
+    part: Option<GangPart>,
 ) -> Result<(Loaded, Model), WorkerError> {
-    let load = move || match local {
+    let load = move || match part {
         None => backend::load(backend, &limits).map(|(executor, model)| (Loaded::Whole(executor), model)),
-        Some(local) => backend::load_part(backend, &limits, local)
-            .map(|(ranks, model)| (Loaded::Part(Arc::new(ranks)), model)),
+        Some(part) => backend::load_part(backend, &limits, &part)
+            .map(|(ranks, model)| (Loaded::Part(Arc::new(ranks), part), model)),
     };
     let loaded = task::spawn_blocking(load).await;
     let (loaded, model) =
@@ -347,30 +346,19 @@ fn rank_address(first: SocketAddr, rank: usize) -> Result<SocketAddr, WorkerErro
 
 fn receiver(gang: &Gang, rank: usize) -> Option<Receiver> {
     let Gang { identity, model, engine, transfers, metrics, .. } = gang;
-    Some(Receiver {
-        rank: rank as u16,
-        local: rank,
-        epoch: identity.epoch,
-        fingerprint: model.kv_fingerprint.clone(),
-        dtype: model.dtype,
-        layers: model.config.layers,
-        block_tokens: model.block_tokens,
-        store: Store(Arc::clone(engine.kv().get(rank)?)),
-        transfers: Arc::clone(transfers),
-        metrics: Arc::clone(metrics),
-    })
+    let store = Arc::clone(engine.kv().get(rank)?);
+    Some(model.receiver((rank as u16, rank), identity.epoch, store, transfers, metrics))
 }
 
-async fn serve_rank(
-    current: Current,
-    rank: usize,
+/// Takes KV for one rank of this process. Without a receiver, between two epochs, nobody is owed an answer.
+pub(crate) async fn serve_rank(
     listener: TcpListener,
+    receiver: impl Fn() -> Option<Receiver>,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
-    let take = move |stream| {
-        let receiver = current.borrow().as_deref().and_then(|gang| receiver(gang, rank));
+    let take = |stream| {
+        let receiver = receiver();
         async move {
-            // Between two epochs nobody is owed an answer: the sender tries again.
             if let Some(receiver) = receiver {
                 receive(receiver, stream).await;
             }

@@ -16,18 +16,13 @@ const MAX_KV_CONNECTIONS: usize = 1024;
 /// After an `accept` that failed, mostly for want of file descriptors: trying again at once would fail as well.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
-/// Connects to a rank of another gang.
-pub(crate) async fn connect_kv(endpoint: &str) -> io::Result<TcpStream> {
+/// Connects to a rank, of this gang or another one.
+pub(crate) async fn connect_rank(endpoint: &str) -> io::Result<TcpStream> {
     let stream = timeout(CONNECT_DEADLINE, TcpStream::connect(endpoint)).await.map_err(|_| {
         io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT_DEADLINE:?}"))
     })??;
     stream.set_nodelay(true)?;
     Ok(stream)
-}
-
-/// Connects to another process of this gang.
-pub(crate) async fn connect_rank(endpoint: &str) -> io::Result<TcpStream> {
-    connect_kv(endpoint).await
 }
 
 /// Takes connections for ever, each in a task of its own. All end when the future is dropped.

@@ -4,7 +4,7 @@ mod kv;
 mod listen;
 mod peers;
 
-pub(crate) use kv::{connect_kv, connect_rank, serve_kv};
+pub(crate) use kv::{connect_rank, serve_kv};
 pub(crate) use listen::{advertised, bind, serve_grpc, serve_http};
 pub(crate) use peers::{Peers, leader};
 

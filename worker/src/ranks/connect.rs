@@ -14,9 +14,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::PROTOCOL_VERSION;
-use super::frame::{u16_at, u32_at, u64_at};
 use super::mesh::Link;
 use crate::net::connect_rank;
+use crate::transfer::{u16_at, u32_at, u64_at};
 
 const HELLO_BYTES: usize = 40;
 const HELLO_MAGIC: [u8; 4] = *b"HRKH";

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use futures::Stream;
 use futures::future::try_join_all;
-use herd_engine::{CpuRanks, LocalRank, Remote, RunningRanks};
+use herd_engine::{CpuRanks, KvStore, LocalRank, Remote, RunningRanks};
 use herd_proto::internal::v1 as wire;
 use herd_proto::internal::v1::plan::Plan as Told;
 use herd_proto::internal::v1::rank_report::Report;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{self, AbortHandle, JoinSet};
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Streaming};
 
@@ -32,10 +32,10 @@ use crate::error::WorkerError;
 use crate::http::{Pages, Process, router};
 use crate::lease::Transfers;
 use crate::metrics::Metrics;
-use crate::net::{self, advertised, bind, serve_http, serve_kv};
+use crate::net::{self, advertised, bind, serve_http};
 use crate::options::{GangPart, WorkerOptions};
-use crate::transfer::{Outgoing, Receiver, Route, Store, receive, send};
-use crate::worker::{Tasks, listen_kv};
+use crate::transfer::{Outgoing, Receiver, Route, send};
+use crate::worker::{Tasks, listen_kv, serve_rank};
 
 /// For the leader to answer a call.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -48,6 +48,9 @@ const END_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Steps that wait for the ranks. The leader sends the next one when the last one is done.
 const STEPS_AHEAD: usize = 2;
+
+/// Why an epoch ends that this process leaves by itself.
+const SHUTS_DOWN: &str = "the process shuts down";
 
 /// A process of a gang of several whose ranks follow the leader. Dropped, it ends.
 #[derive(Debug)]
@@ -94,9 +97,8 @@ impl Follower {
         tasks.spawn("HTTP", serve_http(listener, router(pages), shutdown.clone()));
         let (rank_listener, bound) = bind(part.bind, "ranks").await?;
         let endpoint = advertised(advertise.as_deref(), bound)?;
-        let own = part.ranks();
-        let local = own.clone();
-        let (ranks, model) = task::spawn_blocking(move || backend::load_part(backend, &limits, local))
+        let (own, leader) = (part.ranks(), part.leader.clone());
+        let (ranks, model) = task::spawn_blocking(move || backend::load_part(backend, &limits, &part))
             .await
             .map_err(|error| WorkerError::Internal(format!("loading the model: {error}")))??;
         metrics.kv_blocks(model.kv_blocks);
@@ -116,16 +118,11 @@ impl Follower {
         let (epoch, epochs) = watch::channel(0);
         let member = Arc::new(MemberOf { own, ranks, model, transfers, metrics, ready, epoch });
         for (local, listener) in kv_listeners.into_iter().enumerate() {
-            let taking = take_kv(Arc::clone(&member), local, epochs.clone(), listener, shutdown.clone());
-            tasks.spawn("KV", taking);
+            let (member, epochs) = (Arc::clone(&member), epochs.clone());
+            let receiver = move || member.receiver(local, *epochs.borrow());
+            tasks.spawn("KV", serve_rank(listener, receiver, shutdown.clone()));
         }
-        let joining = Joining {
-            leader: part.leader,
-            hello,
-            listener: rank_listener,
-            member,
-            shutdown: shutdown.clone(),
-        };
+        let joining = Joining { leader, hello, listener: rank_listener, member, shutdown: shutdown.clone() };
         tasks.spawn("ranks", joining.run());
         Ok(Self { joined, http, drain_deadline, shutdown, tasks })
     }
@@ -204,11 +201,7 @@ impl Joining {
     async fn run(self) -> Result<(), WorkerError> {
         let mut last = String::new();
         loop {
-            let left = tokio::select! {
-                left = self.join() => left,
-                // Not in an epoch: one that runs ends by itself, see there.
-                () = self.shutdown.cancelled(), if !*self.member.ready.borrow() => return Ok(()),
-            };
+            let left = self.join().await;
             if self.shutdown.is_cancelled() {
                 return Ok(());
             }
@@ -229,23 +222,19 @@ impl Joining {
         }
     }
 
-    /// Calls the leader, and follows it for one epoch.
+    /// Calls the leader, and follows it for one epoch. Ends soon after the process is told to.
     async fn join(&self) -> Left {
         let (reports, outgoing) = mpsc::channel(MESSAGES);
         let report = wire::RankReport { report: Some(Report::Hello(self.hello.clone())) };
         // There is room.
         let _ = reports.try_send(report);
-        let mut plans = match timeout(JOIN_DEADLINE, self.call(Reports(outgoing))).await {
-            Ok(Ok(plans)) => plans,
-            Ok(Err(left)) => return left,
-            Err(_) => return Left::Lost(format!("no answer within {JOIN_DEADLINE:?}")),
+        let called = tokio::select! {
+            called = self.called(Reports(outgoing)) => called,
+            () = self.shutdown.cancelled() => return Left::Lost(SHUTS_DOWN.to_owned()),
         };
-        let begin = loop {
-            match next(&mut plans).await {
-                Ok(Told::Begin(begin)) => break begin,
-                Ok(_) => {}
-                Err(reason) => return Left::Lost(reason),
-            }
+        let (begin, plans) = match called {
+            Ok(called) => called,
+            Err(left) => return left,
         };
         match self.epoch(begin, plans, &reports).await {
             Ok(reason) => {
@@ -255,6 +244,20 @@ impl Joining {
                 Left::Lost(reason)
             }
             Err(error) => Left::Fatal(error),
+        }
+    }
+
+    /// Waits for the next epoch to begin.
+    async fn called(&self, reports: Reports) -> Result<(wire::Begin, Plans), Left> {
+        let no_answer = |_| Left::Lost(format!("no answer within {JOIN_DEADLINE:?}"));
+        let stream = timeout(JOIN_DEADLINE, self.call(reports)).await.map_err(no_answer)??;
+        let mut plans = Plans { stream, heard: Instant::now() };
+        loop {
+            match plans.next().await {
+                Ok(Told::Begin(begin)) => return Ok((begin, plans)),
+                Ok(_) => {}
+                Err(reason) => return Err(Left::Lost(reason)),
+            }
         }
     }
 
@@ -273,7 +276,7 @@ impl Joining {
     async fn epoch(
         &self,
         begin: wire::Begin,
-        mut plans: Streaming<wire::Plan>,
+        mut plans: Plans,
         reports: &mpsc::Sender<wire::RankReport>,
     ) -> Result<String, WorkerError> {
         let wire::Begin { epoch, members, max_values } = begin;
@@ -288,7 +291,8 @@ impl Joining {
         let connecting = connect_all(&self.listener, &self.hello.gang_id, epoch, own, &members);
         let links = tokio::select! {
             links = connecting => links,
-            reason = only_alive(&mut plans) => return Ok(reason),
+            reason = plans.only_alive() => return Ok(reason),
+            () = self.shutdown.cancelled() => return Ok(SHUTS_DOWN.to_owned()),
         };
         let started = links.map_err(|error| error.to_string()).and_then(|links| {
             let mesh = Mesh::start(own.clone(), epoch, max_values as usize, links);
@@ -313,7 +317,7 @@ impl Joining {
                 break reason;
             }
             said = tokio::select! {
-                told = next(&mut plans) => match told {
+                told = plans.next() => match told {
                     Ok(told) => match self.member.obey(told, epoch, &mut stepper, &mut sends) {
                         Ok(Some(report)) => say(reports, report),
                         Ok(None) => Ok(()),
@@ -326,7 +330,7 @@ impl Joining {
                 }
                 sent = sends.next() => say(reports, Report::Sent(sent)),
                 _ = tick.tick() => say(reports, Report::Alive(wire::Alive {})),
-                () = self.shutdown.cancelled() => Err("the process shuts down".to_owned()),
+                () = self.shutdown.cancelled() => Err(SHUTS_DOWN.to_owned()),
             };
         };
         self.member.ready.send_replace(false);
@@ -343,27 +347,38 @@ fn say(reports: &mpsc::Sender<wire::RankReport>, report: Report) -> Result<(), S
     said.map_err(|_| "the leader takes no reports".to_owned())
 }
 
-/// What the leader says next; an error is why it says nothing more.
-async fn next(plans: &mut Streaming<wire::Plan>) -> Result<Told, String> {
-    match timeout(SILENCE, plans.message()).await {
-        Ok(Ok(Some(wire::Plan { plan: Some(Told::End(wire::End { reason })) }))) => Err(reason),
-        Ok(Ok(Some(wire::Plan { plan: Some(told) }))) => Ok(told),
-        Ok(Ok(Some(wire::Plan { plan: None }))) => {
-            Err("the leader says what this worker does not know".to_owned())
-        }
-        Ok(Ok(None)) => Err("the leader has ended".to_owned()),
-        Ok(Err(status)) => Err(format!("the leader is lost: {}", status.message())),
-        Err(_) => Err(format!("the leader has said nothing for {SILENCE:?}")),
-    }
+/// What the leader says.
+struct Plans {
+    stream: Streaming<wire::Plan>,
+    /// When it last said something.
+    heard: Instant,
 }
 
-/// Resolves with a reason when the leader says something else.
-async fn only_alive(plans: &mut Streaming<wire::Plan>) -> String {
-    loop {
-        match next(plans).await {
-            Ok(Told::Alive(_)) => {}
-            Ok(_) => return "the leader goes on before all are connected".to_owned(),
-            Err(reason) => return reason,
+impl Plans {
+    /// What it says next; an error is why it says nothing more. Safe to cancel: its silence counts on.
+    async fn next(&mut self) -> Result<Told, String> {
+        let said = timeout_at(self.heard + SILENCE, self.stream.message()).await;
+        self.heard = Instant::now();
+        match said {
+            Ok(Ok(Some(wire::Plan { plan: Some(Told::End(wire::End { reason })) }))) => Err(reason),
+            Ok(Ok(Some(wire::Plan { plan: Some(told) }))) => Ok(told),
+            Ok(Ok(Some(wire::Plan { plan: None }))) => {
+                Err("the leader says what this worker does not know".to_owned())
+            }
+            Ok(Ok(None)) => Err("the leader has ended".to_owned()),
+            Ok(Err(status)) => Err(format!("the leader is lost: {}", status.message())),
+            Err(_) => Err(format!("the leader has said nothing for {SILENCE:?}")),
+        }
+    }
+
+    /// Resolves with a reason when it says anything but that it is there.
+    async fn only_alive(&mut self) -> String {
+        loop {
+            match self.next().await {
+                Ok(Told::Alive(_)) => {}
+                Ok(_) => return "the leader goes on before all are connected".to_owned(),
+                Err(reason) => return reason,
+            }
         }
     }
 }
@@ -411,21 +426,21 @@ impl MemberOf {
         Ok(None)
     }
 
+    /// Of one of its ranks; none between two epochs.
+    fn receiver(&self, local: usize, epoch: u64) -> Option<Receiver> {
+        let Self { own, ranks, model, transfers, metrics, ready: _, epoch: _ } = self;
+        let store = ranks.kv().get(local).cloned().filter(|_| epoch != 0)?;
+        let rank = (own.start + local) as u16;
+        Some(model.receiver((rank, local), epoch, store, transfers, metrics))
+    }
+
     async fn send(self: Arc<Self>, told: wire::SendKv, progress: watch::Receiver<usize>) -> wire::KvSent {
         let wire::SendKv { id, transfer, epoch, prompt_tokens, blocks, routes } = told;
-        let outgoing = Outgoing {
-            transfer,
-            epoch,
-            fingerprint: self.model.kv_fingerprint.clone(),
-            dtype: self.model.dtype,
-            layers: self.model.config.layers,
-            block_tokens: self.model.block_tokens,
-            prompt_tokens: prompt_tokens as usize,
-            blocks: blocks.into(),
-        };
+        let outgoing = self.model.outgoing((transfer, epoch), prompt_tokens as usize, blocks.into());
+        let stores = self.ranks.kv();
         let mut sending = Vec::with_capacity(routes.len());
         for route in routes {
-            sending.push(self.send_route(route, &outgoing, progress.clone()));
+            sending.push(self.send_route(route, &stores, &outgoing, progress.clone()));
         }
         wire::KvSent { id, error: try_join_all(sending).await.err().unwrap_or_default() }
     }
@@ -433,13 +448,14 @@ impl MemberOf {
     async fn send_route(
         &self,
         route: wire::KvRoute,
+        stores: &[Arc<dyn KvStore>],
         outgoing: &Outgoing,
         progress: watch::Receiver<usize>,
     ) -> Result<(), String> {
         let wire::KvRoute { endpoint, source_rank, target_rank, first_head, heads } = route;
         let first_head = first_head as usize;
         let local = (source_rank as usize).checked_sub(self.own.start);
-        let store = local.and_then(|local| self.ranks.kv().get(local).cloned());
+        let store = local.and_then(|local| stores.get(local));
         let store = store.ok_or_else(|| format!("rank {source_rank} is not here"))?;
         let route = Route {
             endpoint,
@@ -447,7 +463,7 @@ impl MemberOf {
             target_rank: target_rank as u16,
             heads: first_head..first_head.saturating_add(heads as usize),
         };
-        let sent = send(route, outgoing, &*store, progress, &self.metrics).await;
+        let sent = send(route, outgoing, &**store, progress, &self.metrics).await;
         sent.map_err(|error| error.to_string())
     }
 }
@@ -550,35 +566,4 @@ fn run(mut running: RunningRanks, mesh: &Mesh, steps: &Steps<herd_scheduler::Ste
         }
     }
     "the epoch is over".to_owned()
-}
-
-/// Takes KV for one rank of this process.
-async fn take_kv(
-    member: Arc<MemberOf>,
-    local: usize,
-    epochs: watch::Receiver<u64>,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> Result<(), WorkerError> {
-    let stores = member.ranks.kv();
-    let take = move |stream| {
-        let receiver = Receiver {
-            rank: (member.own.start + local) as u16,
-            local,
-            epoch: *epochs.borrow(),
-            fingerprint: member.model.kv_fingerprint.clone(),
-            dtype: member.model.dtype,
-            layers: member.model.config.layers,
-            block_tokens: member.model.block_tokens,
-            store: Store(Arc::clone(&stores[local])),
-            transfers: Arc::clone(&member.transfers),
-            metrics: Arc::clone(&member.metrics),
-        };
-        receive(receiver, stream)
-    };
-    tokio::select! {
-        () = serve_kv(listener, take) => {}
-        () = shutdown.cancelled() => {}
-    }
-    Ok(())
 }

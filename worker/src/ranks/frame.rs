@@ -16,6 +16,7 @@
 //! Numbers are little endian. The payload is `[ranks, values]` in f32.
 
 use super::PROTOCOL_VERSION;
+use crate::transfer::{u16_at, u32_at, u64_at};
 
 const MAGIC: [u8; 4] = *b"HRKF";
 const CRC_AT: usize = 36;
@@ -135,22 +136,6 @@ pub(super) fn values(header: &Header, payload: &[u8]) -> Result<Vec<Vec<f32>>, F
         bytes.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect()
     };
     Ok((0..usize::from(header.ranks)).map(of_rank).collect())
-}
-
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(array(bytes, at))
-}
-
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(array(bytes, at))
-}
-
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(array(bytes, at))
-}
-
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..].first_chunk().copied().unwrap_or([0; N])
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ impl Leader {
             max_values: max_values as u32,
         }));
         let begun = tokio::select! {
-            begun = timeout(BEGIN_DEADLINE, self.begin(epoch, &members, max_values, &followers, connected)) => {
+            begun = timeout(BEGIN_DEADLINE, self.begin(epoch, &model, &members, max_values, &followers, connected)) => {
                 begun.unwrap_or_else(|_| Err(format!("not connected within {BEGIN_DEADLINE:?}")))
             }
             reason = followers.ended() => Err(reason),
@@ -167,12 +167,13 @@ impl Leader {
     async fn begin(
         &self,
         epoch: u64,
+        model: &Model,
         members: &[Member],
         max_values: usize,
         followers: &Arc<Followers>,
         connected: watch::Sender<usize>,
     ) -> Result<(Arc<Mesh>, Engine, oneshot::Receiver<()>), String> {
-        let Self { host, ranks, model, limits, listener, ranks_per_pod, .. } = self;
+        let Self { host, ranks, limits, listener, ranks_per_pod, .. } = self;
         let own = 0..*ranks_per_pod;
         let links = connect_all(listener, &host.gang_id, epoch, &own, members);
         let links = links.await.map_err(|error| error.to_string())?;

@@ -16,6 +16,7 @@ mod sender;
 use std::time::Duration;
 
 pub use frame::{ClaimedHeader, FrameError, FrameHeader, HEADER_BYTES};
+pub(crate) use frame::{u16_at, u32_at, u64_at};
 pub use handshake::{HELLO_BYTES, Hello, MAX_FINGERPRINT_BYTES, REPLY_BYTES, Reject, Reply};
 pub(crate) use landing::Landing;
 pub(crate) use receiver::{Receiver, Store, receive};

@@ -18,7 +18,7 @@ use super::{
     REPLY_BYTES, Reject, Reply, WINDOW,
 };
 use crate::metrics::Metrics;
-use crate::net::connect_kv;
+use crate::net::connect_rank;
 
 /// One transfer, as all its routes see it.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ async fn connection(
         fingerprint: outgoing.fingerprint.clone(),
     };
     let hello = hello.encode().ok_or(ConnectionError::Fingerprint)?;
-    let stream: TcpStream = connect_kv(&route.endpoint).await?;
+    let stream: TcpStream = connect_rank(&route.endpoint).await?;
     let (read, mut write) = stream.into_split();
     let mut replies = Replies { read, buffer: [0; REPLY_BYTES], filled: 0 };
     within(HANDSHAKE_DEADLINE, write.write_all(&hello)).await??;

@@ -1,7 +1,6 @@
 //! The `herd-worker` binary.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use herd_proto::internal::v1::worker_client::WorkerClient;
@@ -22,7 +21,7 @@ fn herd_worker() -> Command {
 }
 
 fn fixture() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31/tiny-llama31-bf16")
+    crate::cpu::fixture("tiny-llama31-bf16")
 }
 
 fn message(line: &str) -> String {
@@ -129,48 +128,95 @@ async fn a_second_sigterm_cuts_what_runs() {
     assert!(soon(stream.message()).await.is_err());
 }
 
-/// A gang of two processes, of which one is stopped and not gone: nothing closes a connection.
-#[tokio::test]
-async fn a_process_that_is_stopped_ends_the_epoch_and_one_that_goes_on_is_taken_again() {
-    let leads = |first_rank: &str, leader: &str, grpc: &str| {
+/// One process of a gang of two, and its log.
+struct Part {
+    process: tokio::process::Child,
+    log: Log,
+}
+
+impl Part {
+    fn start(first_rank: &str, leader: &str, grpc: &str) -> Self {
         let mut command = tokio::process::Command::from(Command::new(env!("CARGO_BIN_EXE_herd-worker")));
         command.env_remove("RUST_LOG").stderr(Stdio::piped()).kill_on_drop(true);
         command.arg("--model-dir").arg(fixture()).args(["--kv-blocks", "8", "--log-format", "json"]);
         command.args(["--tensor", "2", "--ranks-per-pod", "1", "--gang-id", "g", "--first-rank", first_rank]);
         command.args(["--leader", leader, "--grpc", grpc, "--rank-bind", "127.0.0.1:0"]);
         command.args(["--http", "127.0.0.1:0", "--kv-bind", "127.0.0.1:0"]);
-        command
-    };
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let mut follower = leads("1", &port, "127.0.0.1:0").spawn().unwrap();
-    let mut leader = leads("0", &port, &port).spawn().unwrap();
-    let mut lines = tokio::io::BufReader::new(leader.stderr.take().unwrap()).lines();
-    let mut says = async |wanted: &str| {
-        soon(async { while message(&lines.next_line().await.unwrap().unwrap()) != wanted {} }).await;
-    };
-    says("ready").await;
-    let mut client = WorkerClient::connect(format!("http://{port}")).await.unwrap();
-    let first = client.describe(DescribeRequest {}).await.unwrap().into_inner().epoch;
-    let asked = request(vec![1; 100], 10);
-    let expected = Answer::read(&mut client.decode(asked.clone()).await.unwrap().into_inner()).await.unwrap();
+        let mut process = command.spawn().unwrap();
+        let log = tokio::io::BufReader::new(process.stderr.take().unwrap()).lines();
+        Self { process, log }
+    }
 
-    signal("-STOP", follower.id().unwrap());
+    /// Reads on until a line whose message this is; the line.
+    async fn says(&mut self, wanted: &str) -> String {
+        soon(async {
+            loop {
+                let line = self.log.next_line().await.unwrap().unwrap();
+                if message(&line) == wanted {
+                    return line;
+                }
+            }
+        })
+        .await
+    }
+
+    fn signal(&self, name: &str) {
+        signal(name, self.process.id().unwrap());
+    }
+}
+
+/// Leader and follower, in an epoch, and the leader's client.
+async fn two_processes() -> (Part, Part, WorkerClient<Channel>) {
+    let grpc = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut follower = Part::start("1", &grpc, "127.0.0.1:0");
+    let mut leader = Part::start("0", &grpc, &grpc);
+    leader.says("ready").await;
+    follower.says("part of the epoch").await;
+    let client = WorkerClient::connect(format!("http://{grpc}")).await.unwrap();
+    (leader, follower, client)
+}
+
+async fn epoch(client: &mut WorkerClient<Channel>) -> u64 {
+    client.describe(DescribeRequest {}).await.unwrap().into_inner().epoch
+}
+
+async fn answer(client: &mut WorkerClient<Channel>) -> Result<Answer, tonic::Status> {
+    let mut stream = client.decode(request(vec![1; 100], 10)).await?.into_inner();
+    Answer::read(&mut stream).await
+}
+
+/// Stopped and not gone: nothing closes a connection.
+#[tokio::test]
+async fn a_follower_that_is_stopped_ends_the_epoch_and_one_that_goes_on_is_taken_again() {
+    let (mut leader, mut follower, mut client) = two_processes().await;
+    let (first, expected) = (epoch(&mut client).await, answer(&mut client).await.unwrap());
+    follower.signal("-STOP");
     // Runs into the process that does not answer.
-    let mut stream = client.decode(asked.clone()).await.unwrap().into_inner();
-    assert_eq!(Answer::read(&mut stream).await.unwrap_err().code(), tonic::Code::Unavailable);
-    says("the epoch is over").await;
+    assert_eq!(answer(&mut client).await.unwrap_err().code(), tonic::Code::Unavailable);
+    leader.says("the epoch is over").await;
     assert!(client.describe(DescribeRequest {}).await.is_err());
-    signal("-CONT", follower.id().unwrap());
-    says("ready").await;
-    let described = client.describe(DescribeRequest {}).await.unwrap().into_inner();
-    assert_ne!(described.epoch, first);
-    let answer = Answer::read(&mut client.decode(asked).await.unwrap().into_inner()).await.unwrap();
-    assert_eq!(answer, expected);
+    follower.signal("-CONT");
+    leader.says("ready").await;
+    assert_ne!(epoch(&mut client).await, first);
+    assert_eq!(answer(&mut client).await.unwrap(), expected);
 
     // The leader drains; its follower waits for that, and both end well.
-    signal("-TERM", follower.id().unwrap());
-    signal("-TERM", leader.id().unwrap());
-    says("drained").await;
-    assert_eq!(soon(leader.wait()).await.unwrap().code(), Some(0));
-    assert_eq!(soon(follower.wait()).await.unwrap().code(), Some(0));
+    follower.signal("-TERM");
+    leader.signal("-TERM");
+    leader.says("drained").await;
+    for part in [&mut leader, &mut follower] {
+        assert_eq!(soon(part.process.wait()).await.unwrap().code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_leader_that_is_stopped_ends_the_epoch_for_its_follower() {
+    let (mut leader, mut follower, mut client) = two_processes().await;
+    let expected = answer(&mut client).await.unwrap();
+    leader.signal("-STOP");
+    let line = follower.says("not in an epoch").await;
+    assert!(line.contains("the leader has said nothing"), "{line}");
+    leader.signal("-CONT");
+    leader.says("ready").await;
+    assert_eq!(answer(&mut client).await.unwrap(), expected);
 }

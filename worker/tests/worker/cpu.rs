@@ -9,7 +9,7 @@ use herd_worker::{Backend, CpuBackend, KvSize, Worker, WorkerOptions};
 
 use crate::gangs::{Answer, prompt, request};
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31").join(name)
 }
 

@@ -1,7 +1,6 @@
 //! Gangs of several processes, on the CPU backend: each process is a leader or a follower of its own in this one.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 
 use herd_model::Dtype;
 use herd_proto::internal::v1::worker_client::WorkerClient;
@@ -10,14 +9,11 @@ use herd_worker::{Backend, CpuBackend, Follower, GangPart, KvSize, Worker, Worke
 use tonic::Code;
 use tonic::transport::Channel;
 
+use crate::cpu::fixture;
 use crate::gangs::{Answer, prompt, request, soon};
 
 const BF16: &str = "tiny-llama31-bf16";
 const FP8: &str = "tiny-llama31-fbgemm-fp8";
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31").join(name)
-}
 
 /// What the processes of a gang have in common.
 #[derive(Clone, Copy)]
@@ -36,7 +32,7 @@ impl Shape {
             tensor,
             dtype,
             // Of another size in each process: the smallest counts.
-            kv: KvSize::Blocks(32 + first_rank),
+            kv: KvSize::Blocks(40 - first_rank),
             threads: ranks_per_pod,
         };
         let mut options = WorkerOptions::loopback(Backend::Cpu(backend));
@@ -99,12 +95,6 @@ async fn epoch(worker: &Worker) -> u64 {
     client(worker.endpoint()).await.describe(DescribeRequest {}).await.unwrap().into_inner().epoch
 }
 
-/// Returns when the epoch that was is over.
-async fn over(worker: &Worker, events: &mut tonic::Streaming<herd_proto::internal::v1::WatchEvent>) {
-    while let Ok(Some(_)) = soon(events.message()).await {}
-    let _ = worker;
-}
-
 fn asked(tokens: usize, temperature: f32) -> DecodeRequest {
     let prompt = prompt(tokens).into_iter().map(|id| id % 256).collect();
     let mut asked = request(prompt, 16);
@@ -122,6 +112,8 @@ async fn several_processes_answer_as_one_does_to_the_bit() {
     ] {
         let shape = Shape { model, dtype, tensor, ranks_per_pod };
         let (gang, whole) = (shape.start().await, shape.whole().await);
+        let described = client(gang.leader.endpoint()).await.describe(DescribeRequest {}).await.unwrap();
+        assert_eq!(described.into_inner().kv_blocks as usize, 40 - (tensor - ranks_per_pod));
         for (tokens, temperature) in [(1, 0.0), (150, 0.9), (700, 0.0)] {
             let asked = asked(tokens, temperature);
             let expected = answer(&whole, asked.clone()).await;
@@ -172,7 +164,8 @@ async fn a_process_that_is_lost_ends_the_epoch_and_the_next_one_answers_the_same
         drop(gang.followers.remove(lost));
         let ended = Answer::read(&mut stream).await.unwrap_err();
         assert_eq!(ended.code(), Code::Unavailable, "{ended}");
-        over(&gang.leader, &mut events).await;
+        // Watches end with the epoch.
+        while let Ok(Some(_)) = soon(events.message()).await {}
         let refused = client.describe(DescribeRequest {}).await.unwrap_err();
         assert_eq!(
             (refused.code(), refused.message()),
@@ -219,4 +212,19 @@ async fn a_gang_that_is_not_whole_is_not_ready_and_says_so() {
     let refused = client(leader.endpoint()).await.decode(asked(5, 0.0)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(soon(leader.shutdown()).await.is_empty(), "nothing had to be cut");
+}
+
+#[tokio::test]
+async fn ranks_that_are_no_part_of_the_gang_are_refused() {
+    let shape = |tensor, ranks_per_pod| Shape { model: BF16, dtype: Dtype::F32, tensor, ranks_per_pod };
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    for (shape, first_rank) in [(shape(4, 3), 3), (shape(4, 0), 1), (shape(4, 2), 1), (shape(4, 2), 4)] {
+        let part = shape.part(first_rank, nowhere);
+        let error = Follower::start(shape.options(first_rank), part).await.unwrap_err();
+        assert_eq!(error.reason(), "InvalidOption", "{error}");
+    }
+    // Would be a leader that waits for nobody.
+    let mut options = shape(4, 3).options(0);
+    options.part = Some(shape(4, 3).part(0, nowhere));
+    assert_eq!(Worker::start(options).await.unwrap_err().reason(), "InvalidOption");
 }

@@ -67,7 +67,8 @@ pub struct LlamaPoolSpec {
     /// How many gangs of which revision: the operator's, from all of the above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["revision".into()]))]
+    // Whole: of a map, entries that another field manager wrote once would stay, and with them gangs of old revisions.
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub targets: Vec<Target>,
 }
 

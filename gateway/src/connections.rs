@@ -11,6 +11,7 @@ use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
@@ -18,8 +19,13 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
+/// Bytes that every HTTP/2 client begins with. From then on pings tell whether it is there.
+const PREFACE_BYTES: usize = 24;
+
 pub(crate) struct Bounded {
     listener: TcpListener,
+    /// For a client to say that it speaks HTTP/2; `None`: it does not have to.
+    preface_timeout: Option<Duration>,
     slots: Arc<Semaphore>,
     cut: CancellationToken,
     /// Failures to accept in a row.
@@ -29,8 +35,15 @@ pub(crate) struct Bounded {
 /// A connection and its slot. Once cut, it fails.
 pub(crate) struct Connection {
     stream: TcpStream,
+    preface: Option<Preface>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _slot: Option<OwnedSemaphorePermit>,
+}
+
+/// What is yet to come of a client's first bytes, and until when.
+struct Preface {
+    bytes: usize,
+    deadline: Pin<Box<Sleep>>,
 }
 
 /// How long to wait after so many failures in a row.
@@ -40,7 +53,12 @@ fn pause(failures: u32) -> Duration {
 
 impl Bounded {
     pub(crate) fn new(listener: TcpListener, limit: usize, cut: CancellationToken) -> Self {
-        Self { listener, slots: Arc::new(Semaphore::new(limit)), cut, failures: 0 }
+        Self { listener, preface_timeout: None, slots: Arc::new(Semaphore::new(limit)), cut, failures: 0 }
+    }
+
+    /// Of HTTP/2 connections, whose server waits for the first bytes for ever.
+    pub(crate) fn with_preface_within(self, timeout: Duration) -> Self {
+        Self { preface_timeout: Some(timeout), ..self }
     }
 
     /// The next connection. Nothing is lost if it is not awaited to the end.
@@ -53,7 +71,10 @@ impl Bounded {
                     // Tokens are small and must not wait for each other.
                     let _ = stream.set_nodelay(true);
                     let cut = Box::pin(self.cut.clone().cancelled_owned());
-                    return Connection { stream, cut, _slot: slot };
+                    let preface = self
+                        .preface_timeout
+                        .map(|timeout| Preface { bytes: PREFACE_BYTES, deadline: Box::pin(sleep(timeout)) });
+                    return Connection { stream, preface, cut, _slot: slot };
                 }
                 Err(error) => {
                     let pause = pause(self.failures);
@@ -112,6 +133,21 @@ impl Connection {
             Poll::Pending => Ok(()),
         }
     }
+
+    /// Registers `cx` for the end of the time for the preface, while it is not whole.
+    fn check_preface(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(Preface { bytes: _, deadline }) = &mut self.preface else { return Ok(()) };
+        match deadline.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 preface in time")),
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    fn have_read(&mut self, bytes: usize) {
+        self.preface = self.preface.take().and_then(|Preface { bytes: left, deadline }| {
+            left.checked_sub(bytes).filter(|left| *left > 0).map(|bytes| Preface { bytes, deadline })
+        });
+    }
 }
 
 impl AsyncRead for Connection {
@@ -121,7 +157,11 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        self.check_preface(cx)?;
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.have_read(buf.filled().len() - before);
+        read
     }
 }
 

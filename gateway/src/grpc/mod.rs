@@ -66,7 +66,9 @@ pub(crate) fn open(
         health.set_serving::<InferenceServer<Service>>().await;
         let router =
             server.add_service(service).add_service(health_service).add_service(v1).add_service(v1alpha);
-        let incoming = Bounded::new(listener, limits.connections, cut).into_stream();
+        let incoming = Bounded::new(listener, limits.connections, cut)
+            .with_preface_within(limits.header_timeout)
+            .into_stream();
         let shutdown = async move {
             let _ = closing.wait_for(|closing| *closing).await;
             health.set_not_serving::<InferenceServer<Service>>().await;

@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::grpc::text;
 use crate::support::http::{head, post, send};
-use crate::support::scripted::{self, Scripted, leader, started, tokens};
+use crate::support::scripted::{self, Scripted, leader, says, started, tokens};
 use crate::support::{Running, gateway, gateway_with, soon};
 use herd_proto::internal::v1::DecodeEvent;
 
@@ -269,4 +269,28 @@ async fn an_idle_connection_and_half_a_header_are_closed() {
         assert_eq!(answer.starts_with(b"HTTP/1.1 200"), bytes == idle_after_a_request);
     }
     assert_eq!(post(address, "/health", &[], b"").await.status, 405, "and new ones are taken");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_connection_that_says_nothing_is_closed_and_one_that_speaks_http2_is_not() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let limits = Limits { header_timeout: Duration::from_millis(20), ..Limits::default() };
+    let worker = leader(says("yes")).start().await;
+    let running = gateway_with(&[&worker.address], limits).await;
+    let address = running.gateway.addresses().grpc;
+    let mut speaks = TcpStream::connect(address).await.unwrap();
+    speaks.write_all(PREFACE).await.unwrap();
+    // The server's settings: it has read the preface.
+    soon(speaks.read_exact(&mut [0; 9])).await.unwrap();
+    for said in [&b""[..], &PREFACE[..23]] {
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        silent.write_all(said).await.unwrap();
+        let _ = soon(silent.read_to_end(&mut Vec::new())).await;
+    }
+    // A ping is answered, after longer than the time for the preface.
+    speaks.write_all(b"\0\0\x08\x06\0\0\0\0\012345678").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.windows(8).any(|bytes| bytes == b"12345678") {
+        answer.push(soon(speaks.read_u8()).await.unwrap());
+    }
 }

@@ -11,19 +11,16 @@ pub struct FleetSnapshot {
     pub models: BTreeSet<String>,
     /// Each leader once.
     pub gangs: Vec<GangEndpoint>,
-}
-
-impl FleetSnapshot {
-    pub(crate) fn leaders(&self) -> impl Iterator<Item = &str> {
-        self.gangs.iter().map(|gang| gang.leader.as_str())
-    }
+    /// Leaders that are not called ready: they end their streams before they go, or their node is not heard of. One that was
+    /// among the gangs before, and says itself that it is Ready, is asked where no other gang is left.
+    pub doubted: Vec<GangEndpoint>,
 }
 
 impl From<Vec<GangEndpoint>> for FleetSnapshot {
     /// With the names that these gangs serve.
     fn from(gangs: Vec<GangEndpoint>) -> Self {
         let models = gangs.iter().flat_map(|gang| &gang.models).cloned().collect();
-        Self { models, gangs }
+        Self { models, gangs, doubted: Vec::new() }
     }
 }
 

@@ -81,6 +81,8 @@ struct State {
 
 struct Gang {
     names: Vec<String>,
+    /// Whoever finds gangs does not call it ready.
+    doubted: bool,
     live: Option<Live>,
     /// Why its last connection ended or did not come about; `None` once there is one.
     fault: Option<Fault>,
@@ -184,10 +186,12 @@ impl Fleet {
             return Err(RequestError::unknown_model(name, models.iter().map(String::as_str)));
         }
         let serving = state.gangs.values().filter(|gang| gang.serves(name));
-        let live: Vec<&Live> = serving.filter_map(|gang| gang.live.as_ref()).collect();
-        let now = Instant::now();
-        let views: Vec<GangView> =
-            live.iter().map(|live| live.view(now, self.shared.queue_per_gang, false)).collect();
+        let (live, views): (Vec<&Live>, Vec<GangView>) = serving
+            .filter_map(|gang| {
+                let live = gang.live.as_ref()?;
+                Some((live, live.view(Instant::now(), self.shared.queue_per_gang, gang.doubted)))
+            })
+            .unzip();
         let route =
             herd_routing::pick(&views, state.turn).map_err(|refusal| RequestError::refused(name, refusal))?;
         let picked = live[route.called()];
@@ -209,20 +213,17 @@ impl Fleet {
         let turn = state.turn;
         state.turn += 1;
         let now = Instant::now();
-        let candidates: Vec<(&String, &Live)> = state
+        let (candidates, views): (Vec<(&String, &Live)>, Vec<GangView>) = state
             .gangs
             .iter()
             .filter(|(_, gang)| gang.serves(&model.name))
-            .filter_map(|(leader, gang)| gang.live.as_ref().map(|live| (leader, live)))
-            .filter(|(_, live)| live.description.digest == model.digest)
-            .collect();
-        let views: Vec<GangView> = candidates
-            .iter()
-            .map(|(leader, live)| {
+            .filter_map(|(leader, gang)| gang.live.as_ref().map(|live| (leader, gang.doubted, live)))
+            .filter(|(.., live)| live.description.digest == model.digest)
+            .map(|(leader, doubted, live)| {
                 let tried = tried.iter().any(|gang| gang.is(leader, live.connection));
-                live.view(now, self.shared.queue_per_gang, tried)
+                ((leader, live), live.view(now, self.shared.queue_per_gang, tried || doubted))
             })
-            .collect();
+            .unzip();
         let route = herd_routing::pick(&views, turn)?;
         let called = candidates[route.called()];
         let prefill = match route {
@@ -286,9 +287,8 @@ async fn manage(shared: Arc<Shared>, mut snapshots: watch::Receiver<Option<Fleet
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         if let Some(snapshot) = snapshot {
-            shared.set_gangs(&snapshot);
-            let leaders: BTreeSet<&str> = snapshot.leaders().collect();
-            tasks.retain(|leader, _| leaders.contains(leader.as_str()));
+            let (known, anew) = shared.set_gangs(&snapshot);
+            tasks.retain(|leader, _| known.contains(leader) && !anew.contains(leader));
             for gang in snapshot.gangs {
                 tasks.entry(gang.leader).or_insert_with_key(|leader| {
                     OwnedTask::spawn(gang::follow(Arc::clone(&shared), leader.clone()))
@@ -307,20 +307,34 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_gangs(&self, snapshot: &FleetSnapshot) {
+    /// The gangs there are, and those of them to be connected to anew, at once: they were in doubt, and away.
+    fn set_gangs(&self, snapshot: &FleetSnapshot) -> (BTreeSet<String>, BTreeSet<String>) {
         let mut state = self.lock();
-        let leaders: BTreeSet<&str> = snapshot.leaders().collect();
+        let FleetSnapshot { models, gangs, doubted } = snapshot;
+        let leaders: BTreeSet<&str> = gangs.iter().chain(doubted).map(|gang| gang.leader.as_str()).collect();
         state.gangs.retain(|leader, _| leaders.contains(leader.as_str()));
-        let served = snapshot.gangs.iter().flat_map(|gang| &gang.models);
-        state.models = Some(snapshot.models.iter().chain(served).cloned().collect());
-        for GangEndpoint { models, leader } in &snapshot.gangs {
+        let served = gangs.iter().flat_map(|gang| &gang.models);
+        state.models = Some(models.iter().chain(served).cloned().collect());
+        let mut anew = BTreeSet::new();
+        for GangEndpoint { models, leader } in gangs {
             let gang = state.gangs.entry(leader.clone()).or_insert_with(|| Gang {
                 names: Vec::new(),
+                doubted: false,
                 live: None,
                 fault: None,
             });
+            if std::mem::replace(&mut gang.doubted, false) && gang.phase() == Phase::Away {
+                anew.insert(leader.clone());
+            }
             gang.names.clone_from(models);
         }
+        for GangEndpoint { models, leader } in doubted {
+            if let Some(gang) = state.gangs.get_mut(leader) {
+                gang.doubted = true;
+                gang.names.clone_from(models);
+            }
+        }
+        let known = state.gangs.keys().cloned().collect();
         let used = state
             .gangs
             .values()
@@ -329,6 +343,7 @@ impl Shared {
         self.bundles.retain(&used.collect());
         drop(state);
         self.changed.send_modify(|count| *count += 1);
+        (known, anew)
     }
 
     fn connected(
@@ -437,7 +452,7 @@ impl Gang {
 }
 
 impl Live {
-    fn view(&self, now: Instant, queue: u32, tried: bool) -> GangView {
+    fn view(&self, now: Instant, queue: u32, avoid: bool) -> GangView {
         let Load { running, waiting, waiting_prompt_tokens, kv_blocks_used: _ } = self.load;
         GangView {
             role: self.role,
@@ -449,7 +464,7 @@ impl Live {
             in_flight: self.in_flight.requests.load(Ordering::Relaxed),
             in_flight_prompt_tokens: self.in_flight.prompt_tokens.load(Ordering::Relaxed),
             capacity: self.description.max_sequences.saturating_add(queue),
-            avoid: tried || self.avoid_until.is_some_and(|until| until > now),
+            avoid: avoid || self.avoid_until.is_some_and(|until| until > now),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Gangs found through the `EndpointSlice`s of a cluster.
 
 use herd_gateway::{KubernetesFleet, Limits};
+use herd_proto::internal::v1::Phase;
 use herd_proto::internal::v1::finished::Reason;
 use herd_proto::v1::ListModelsRequest;
 use serde_json::{Value, json};
@@ -53,11 +54,37 @@ async fn a_gang_that_appears_is_routed_to_and_one_that_vanishes_is_not() {
     server.leader("default", "tiny-leaders", &one.address, true);
     until(&running, "tiny", &json!("one")).await;
     server.leader_gone("default", "tiny-leaders", &one.address);
-    server.leader("default", "tiny-leaders", &two.address, false);
+    server.leader_gone("default", "tiny-leaders", &two.address);
     until(&running, "tiny", &json!(503)).await;
     // Without its Service the name is unknown.
     server.service_gone("default", "tiny-leaders");
     until(&running, "tiny", &json!(404)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gang_that_is_called_unready_and_says_that_it_is_ready_is_the_last_resort() {
+    let (server, running) = served().await;
+    let (one, two) = (saying("one").await, saying("two").await);
+    server.leader("default", "tiny-leaders", &one.address, true);
+    until(&running, "tiny", &json!("one")).await;
+    server.leader("default", "tiny-leaders", &two.address, true);
+    until(&running, "tiny", &json!("two")).await;
+    // Its node is not heard of, say.
+    server.leader("default", "tiny-leaders", &one.address, false);
+    let last = saying("last").await;
+    server.service("default", "seen-leaders", &["seen"]);
+    server.leader("default", "seen-leaders", &last.address, true);
+    until(&running, "seen", &json!("last")).await;
+    let before = one.calls().len();
+    for _ in 0..4 {
+        assert_eq!(ask(&running, "tiny").await, "two");
+    }
+    assert_eq!(one.calls().len(), before, "another one is ready");
+    // All that there is; what it says of itself counts.
+    server.leader_gone("default", "tiny-leaders", &two.address);
+    until(&running, "tiny", &json!("one")).await;
+    one.phase(Phase::Draining);
+    until(&running, "tiny", &json!(503)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

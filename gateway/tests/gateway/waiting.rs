@@ -26,7 +26,7 @@ impl Told {
     }
 
     fn snapshot(gangs: Vec<GangEndpoint>) -> FleetSnapshot {
-        FleetSnapshot { models: ["tiny".to_owned()].into(), gangs }
+        FleetSnapshot { models: ["tiny".to_owned()].into(), gangs, doubted: Vec::new() }
     }
 
     fn set(&self, leaders: &[&str]) {

@@ -117,7 +117,9 @@ async fn follow(
         sender.send_if_modified(|current| {
             let modified = current.as_ref() != Some(&snapshot);
             if modified {
-                info!(models = snapshot.models.len(), gangs = snapshot.gangs.len(), "the fleet changed");
+                let FleetSnapshot { models, gangs, doubted } = &snapshot;
+                let (models, gangs, doubted) = (models.len(), gangs.len(), doubted.len());
+                info!(models, gangs, doubted, "the fleet changed");
                 *current = Some(snapshot);
             }
             modified

@@ -66,8 +66,8 @@ impl Problems {
     }
 }
 
-/// The names of all Services, and the gangs that their slices hold: ready ones, and those that end their streams before they
-/// go. What cannot be used leaves out itself and nothing else; so does what is beyond the bounds.
+/// The names of all Services, and the gangs that their slices hold: ready ones, and the others apart. What cannot be used
+/// leaves out itself and nothing else; so does what is beyond the bounds.
 pub(super) fn snapshot<'a>(
     services: impl IntoIterator<Item = &'a PartialObjectMeta<Service>>,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
@@ -88,26 +88,36 @@ pub(super) fn snapshot<'a>(
             Err(error) => drop(problems.unnamed.insert(format!("{}/{}", key.0, key.1), error)),
         }
     }
-    let mut gangs: BTreeMap<SocketAddr, BTreeSet<&String>> = BTreeMap::new();
+    let mut leaders: BTreeMap<SocketAddr, Leader<'_>> = BTreeMap::new();
     for slice in slices {
         let Some(service) = slice.labels().get(SERVICE_NAME) else { continue };
         let key = (slice.namespace().unwrap_or_default(), service.clone());
         let Some(served) = names.get(&key) else { continue };
-        for leader in leaders(slice) {
-            gangs.entry(leader).or_default().extend(served);
+        for (address, ready) in endpoints(slice) {
+            let leader = leaders.entry(address).or_default();
+            leader.ready |= ready;
+            leader.names.extend(served);
         }
     }
-    while gangs.len() > MAX_GANGS {
-        gangs.pop_last();
+    while leaders.len() > MAX_GANGS {
+        leaders.pop_last();
         problems.gangs_over += 1;
     }
-    let gangs = gangs.into_iter().map(|(leader, models)| GangEndpoint {
-        models: models.into_iter().cloned().collect(),
-        leader: leader.to_string(),
-    });
-    let gangs = gangs.collect();
+    let (mut gangs, mut doubted) = (Vec::new(), Vec::new());
+    for (address, Leader { names, ready }) in leaders {
+        let models = names.into_iter().cloned().collect();
+        let gang = GangEndpoint { models, leader: address.to_string() };
+        if ready { gangs.push(gang) } else { doubted.push(gang) }
+    }
     let models = names.into_values().flatten().collect();
-    Found { snapshot: FleetSnapshot { models, gangs }, problems }
+    Found { snapshot: FleetSnapshot { models, gangs, doubted }, problems }
+}
+
+/// What all slices say of an address.
+#[derive(Default)]
+struct Leader<'a> {
+    names: BTreeSet<&'a String>,
+    ready: bool,
 }
 
 fn served_names(service: &PartialObjectMeta<Service>) -> Result<BTreeSet<String>, NamesError> {
@@ -123,13 +133,14 @@ fn served_names(service: &PartialObjectMeta<Service>) -> Result<BTreeSet<String>
     Ok(names.into_iter().collect())
 }
 
-/// Where the leaders of a slice are called.
-fn leaders(slice: &EndpointSlice) -> impl Iterator<Item = SocketAddr> {
+/// Where the leaders of a slice are called, and whether they are ready.
+fn endpoints(slice: &EndpointSlice) -> impl Iterator<Item = (SocketAddr, bool)> {
     let port = slice.ports.iter().flatten().find_map(grpc_port);
-    let serving = slice.endpoints.iter().flatten().filter(|endpoint| is_serving(endpoint));
-    // Of an endpoint's addresses only the first one means anything.
-    let addresses = serving.filter_map(|endpoint| endpoint.addresses.first()?.parse::<IpAddr>().ok());
-    addresses.filter_map(move |address| Some(SocketAddr::new(address, port?)))
+    slice.endpoints.iter().flatten().filter_map(move |endpoint| {
+        // Of an endpoint's addresses only the first one means anything.
+        let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
+        Some((SocketAddr::new(address, port?), is_ready(endpoint)))
+    })
 }
 
 fn grpc_port(port: &EndpointPort) -> Option<u16> {
@@ -139,10 +150,9 @@ fn grpc_port(port: &EndpointPort) -> Option<u16> {
     u16::try_from(port.port?).ok().filter(|port| *port > 0)
 }
 
-/// Ready, or terminating and not yet done: the gang itself says that it takes nothing new.
-fn is_serving(endpoint: &Endpoint) -> bool {
-    let Some(conditions) = &endpoint.conditions else { return true };
-    conditions.ready.unwrap_or(true) || conditions.serving == Some(true)
+/// One that is terminating never is.
+fn is_ready(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
 }
 
 #[cfg(test)]

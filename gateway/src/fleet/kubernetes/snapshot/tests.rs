@@ -39,11 +39,11 @@ fn slice(namespace: &str, service: &str, endpoints: Vec<Endpoint>) -> EndpointSl
 }
 
 fn leaders_of(found: &Found) -> Vec<&str> {
-    found.snapshot.leaders().collect()
+    found.snapshot.gangs.iter().map(|gang| gang.leader.as_str()).collect()
 }
 
 #[test]
-fn what_is_ready_or_ends_its_streams_is_found() {
+fn what_is_ready_is_found_and_what_is_not_is_doubted() {
     let endpoints = vec![
         ready("10.0.0.9"),
         endpoint("10.0.0.1", Some(false), Some(false)),
@@ -53,8 +53,9 @@ fn what_is_ready_or_ends_its_streams_is_found() {
         Endpoint { addresses: vec!["10.0.0.5".to_owned()], ..Endpoint::default() },
     ];
     let found = snapshot(&[service("a", "s", r#"["m"]"#)], &[slice("a", "s", endpoints)]);
-    let expected = ["10.0.0.2:9000", "10.0.0.4:9000", "10.0.0.5:9000", "10.0.0.9:9000"];
-    assert_eq!(leaders_of(&found), expected);
+    assert_eq!(leaders_of(&found), ["10.0.0.4:9000", "10.0.0.5:9000", "10.0.0.9:9000"]);
+    let doubted: Vec<_> = found.snapshot.doubted.iter().map(|gang| gang.leader.as_str()).collect();
+    assert_eq!(doubted, ["10.0.0.1:9000", "10.0.0.2:9000", "10.0.0.3:9000"]);
     assert_eq!(found.problems, Problems::default());
 }
 
@@ -168,20 +169,20 @@ fn named(names: &[u8]) -> impl Iterator<Item = String> {
 }
 
 proptest! {
-    /// An address serves the names of all readable Services in whose slices it is an endpoint that serves.
+    /// An address serves the names of all readable Services in whose slices it is; it is ready where one of them says so.
     #[test]
     fn every_gang_has_the_names_of_its_services(
         services in any_services(),
         slices in any_slices(),
         turn in 0..8_usize,
     ) {
-        let mut expected: BTreeMap<u8, BTreeSet<String>> = BTreeMap::new();
+        let mut expected: BTreeMap<u8, (bool, BTreeSet<String>)> = BTreeMap::new();
         for (number, endpoints) in &slices {
             let Some(Some(names)) = services.get(number) else { continue };
-            for (address, ready, serving) in endpoints {
-                if *ready != Some(false) || *serving == Some(true) {
-                    expected.entry(*address).or_default().extend(named(names));
-                }
+            for (address, ready, _) in endpoints {
+                let (is_ready, models) = expected.entry(*address).or_default();
+                *is_ready |= *ready != Some(false);
+                models.extend(named(names));
             }
         }
         let mut built_services: Vec<_> = services.iter().map(|(number, names)| {
@@ -197,11 +198,14 @@ proptest! {
             slice(namespace, &name, endpoints.collect())
         }).collect();
         let found = snapshot(&built_services, &built_slices);
-        let gangs: Vec<_> = expected.into_iter().map(|(address, models)| GangEndpoint {
-            models: models.into_iter().collect(),
-            leader: format!("10.0.0.{address}:9000"),
-        }).collect();
+        let (mut gangs, mut doubted) = (Vec::new(), Vec::new());
+        for (address, (ready, models)) in expected {
+            let leader = format!("10.0.0.{address}:9000");
+            let to = if ready { &mut gangs } else { &mut doubted };
+            to.push(GangEndpoint { models: models.into_iter().collect(), leader });
+        }
         prop_assert_eq!(&found.snapshot.gangs, &gangs);
+        prop_assert_eq!(&found.snapshot.doubted, &doubted);
         let models: BTreeSet<_> = services.values().flatten().flat_map(|names| named(names)).collect();
         prop_assert_eq!(&found.snapshot.models, &models);
         prop_assert_eq!(found.problems.unnamed.len(), services.values().filter(|names| names.is_none()).count());

@@ -1,13 +1,16 @@
 //! Listening sockets and what is served on them.
 
+use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Router;
-use tokio::net::TcpListener;
+use futures::Stream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use super::KEEPALIVE;
 use crate::error::WorkerError;
@@ -18,6 +21,9 @@ const HTTP2_WINDOW_BYTES: u32 = 1 << 20;
 /// Calls a gateway may take back before they were looked at. The default of 20 is meant for strangers: above it the whole
 /// connection is closed, with all other calls on it.
 const MAX_PENDING_RESETS: usize = 1024;
+
+/// After an `accept` that failed, mostly for want of file descriptors: trying again at once would fail as well.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens, and says where.
 pub(crate) async fn bind(
@@ -51,7 +57,6 @@ pub(crate) async fn serve_grpc(
     routes: Routes,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serve = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -59,8 +64,27 @@ pub(crate) async fn serve_grpc(
         .initial_stream_window_size(HTTP2_WINDOW_BYTES)
         .initial_connection_window_size(4 * HTTP2_WINDOW_BYTES)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned());
+        .serve_with_incoming_shutdown(connections(listener), shutdown.cancelled_owned());
     serve.await.map_err(|error| WorkerError::Internal(format!("gRPC: {error}")))
+}
+
+/// Connections as they come. Where one cannot be accepted, `tonic` alone would try again at once, and keep a core busy with it.
+fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+    futures::stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    // One that is already broken fails at its first read.
+                    let _ = stream.set_nodelay(true);
+                    return Some((Ok(stream), listener));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "gRPC connection not accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    })
 }
 
 /// Serves HTTP until told to shut down and the connections have closed.

@@ -4,6 +4,7 @@
 
 mod binary;
 mod cpu;
+mod descriptors;
 mod drain;
 mod fencing;
 mod gangs;

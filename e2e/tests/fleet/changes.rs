@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use herd_e2e::with_fleet;
 use serde_json::json;
 
-use crate::objects::{MODEL, pods, ready, settled, unified};
+use crate::objects::{MODEL, READY_WITHIN, pods, ready, unified};
 
 #[test]
 fn a_change_replaces_the_gangs_of_before() -> Result<()> {
@@ -15,16 +15,20 @@ fn a_change_replaces_the_gangs_of_before() -> Result<()> {
         kubectl.apply(&object)?;
         ready(kubectl, "changed")?;
         let before = pods(kubectl, "herd.dev/deployment=changed")?;
+        let pool = "llamapool/changed-unified";
+        let first = kubectl.watch(pool, READY_WITHIN, |seen| Ok(seen["spec"]["targets"].clone()))?;
         object["spec"]["model"]["contextLength"] = json!(512);
         kubectl.apply(&object)?;
-        // One gang, and not those of two revisions.
-        kubectl.watch("llamapool/changed-unified", crate::objects::READY_WITHIN, |seen| {
-            let targets = seen["spec"]["targets"].as_array().map_or(0, Vec::len);
-            ensure!(targets == 1 && seen["metadata"]["generation"] != 1, "{}", seen["spec"]);
+        // One gang, of the new revision: not one of each.
+        kubectl.watch(pool, READY_WITHIN, |seen| {
+            let (targets, gangs) = (&seen["spec"]["targets"], &seen["status"]["gangs"]);
+            ensure!(*targets != first, "{targets}");
+            let only = |list: &serde_json::Value| list.as_array().is_some_and(|list| list.len() == 1);
+            ensure!(only(targets) && only(gangs), "{targets}, {gangs}");
+            let (target, gang) = (&targets[0], &gangs[0]);
+            ensure!(gang["revision"] == target["revision"] && gang["phase"] == "Ready", "{targets}, {gangs}");
             Ok(())
         })?;
-        ready(kubectl, "changed")?;
-        settled(kubectl, "changed-unified", 1)?;
         let after = pods(kubectl, "herd.dev/deployment=changed")?;
         ensure!(after.len() == 1 && after != before, "{before:?} became {after:?}");
         Ok(())

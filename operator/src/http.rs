@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_beyond_the_limit_takes_the_place_of_the_oldest() {
-        let server = start(Limits { connections: 2, header_timeout: PATIENCE, ..LIMITS }).await;
+        let server = start(Limits { connections: 2, header_timeout: PATIENCE * 2, ..LIMITS }).await;
         let mut silent = TcpStream::connect(server.address).await.unwrap();
         let mut used = TcpStream::connect(server.address).await.unwrap();
         used.write_all(b"GET /healthz HTTP/1.1\r\nhost: herd\r\n\r\n").await.unwrap();

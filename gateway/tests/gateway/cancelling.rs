@@ -288,7 +288,7 @@ async fn a_grpc_connection_that_says_nothing_is_closed_and_one_that_speaks_http2
         let _ = soon(silent.read_to_end(&mut Vec::new())).await;
     }
     // A ping is answered, after longer than the time for the preface.
-    speaks.write_all(b"\0\0\x08\x06\0\0\0\0\012345678").await.unwrap();
+    speaks.write_all(b"\0\0\x08\x06\0\0\0\0\x0012345678").await.unwrap();
     let mut answer = Vec::new();
     while !answer.windows(8).any(|bytes| bytes == b"12345678") {
         answer.push(soon(speaks.read_u8()).await.unwrap());

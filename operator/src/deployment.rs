@@ -100,7 +100,7 @@ impl Of {
             self.services.apply(&build::leaders_service(deployment)).await?;
         }
         for planned in &plan.pools {
-            self.budgets.apply(&build::disruption_budget(deployment, planned.role)).await?;
+            self.budgets.apply(&build::disruption_budget(deployment, planned)).await?;
             if planned.is_new {
                 self.pools.create(&build::new_pool(deployment, planned), Manager::Scale).await?;
             }

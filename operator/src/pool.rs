@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use herd_api::{LlamaPool, labels, names};
+use herd_api::{GangFailure, LlamaPool, labels, names};
 use herd_control::build;
 use herd_control::gang::{Gang, PodId, gangs};
-use herd_control::plan::{Deletion, PoolPlan, plan_pool};
+use herd_control::plan::{Deletion, ObservedPool, PoolPlan, plan_pool};
 use herd_control::revision::GangTemplate;
 use herd_control::status::{Note, PoolView, notes, pool_status};
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -38,22 +38,31 @@ pub(crate) async fn reconcile(
     let deployment = &pool.spec.deployment_ref.name;
     let selector = labels::pool_selector(deployment, pool.spec.role);
     // Listed anew: a cache would not have the pods of the last pass yet, and they would be made twice.
-    let gangs = gangs(&pods.owned(&selector, &pool.uid().unwrap_or_default()).await?);
-    let PoolPlan { create, delete, again_in } = plan_pool(&pool.spec.targets, &gangs, Timestamp::now());
+    let uid = pool.uid().unwrap_or_default();
+    let gangs = gangs(&pods.owned(&selector, &uid).await?);
+    let last_failure = pool.status.as_ref().and_then(|status| status.last_failure.as_ref());
+    let observed = ObservedPool { uid: &uid, targets: &pool.spec.targets, gangs: &gangs, last_failure };
+    let PoolPlan { create, delete, left, last_failure, again_in } = plan_pool(observed, Timestamp::now());
     let about = pool.object_ref(&());
+    // Before what it tells of is gone: a gang that was given up is seen in the status alone.
+    write_status(context, &pools, &pool, &gangs, last_failure.as_ref(), &about).await?;
+    for Deletion { gang, pods: first, why } in delete {
+        remove(&pods, first).await?;
+        tell(context, &about, "DeleteGang", "GangDeleted", format!("gang {gang} goes: {why}")).await;
+    }
+    remove(&pods, left).await?;
     if !create.is_empty() {
         let revisions = Objects::new(Api::namespaced(client(), namespace), "ControllerRevision");
         make(context, &pool, &create, &revisions, &pods, &about).await?;
     }
-    for Deletion { gang, why } in &delete {
-        let Some(Gang { pods: members, .. }) = gangs.iter().find(|known| known.id == *gang) else { continue };
-        for PodId { name, uid } in members {
-            pods.delete(name, Some(uid.clone())).await?;
-        }
-        tell(context, &about, "DeleteGang", "GangDeleted", format!("gang {gang} goes: {why}")).await;
-    }
-    write_status(context, &pools, &pool, &gangs, &about).await?;
     Ok(again_in.map(|wait| Duration::try_from(wait).unwrap_or_default()))
+}
+
+async fn remove(pods: &Objects<Pod>, ids: Vec<PodId>) -> Result<(), ReconcileError> {
+    for PodId { name, uid } in ids {
+        pods.delete(&name, Some(uid)).await?;
+    }
+    Ok(())
 }
 
 async fn make(
@@ -85,9 +94,17 @@ async fn make(
             template,
         };
         let name = || names::revision(deployment, revision);
-        let pod = build::pod(input).map_err(|source| ReconcileError::Source { name: name(), source })?;
-        // An id that is taken is tried again with another one in the next pass.
-        if pods.create(&pod, Manager::Operator).await? {
+        let members = build::pods(input).map_err(|source| ReconcileError::Source { name: name(), source })?;
+        // The leader first: a gang that lacks others, because this ended in the middle, is seen as one that lacks pods.
+        let mut made = 0;
+        for pod in &members {
+            // An id that is taken is tried again with another one in the next pass.
+            if !pods.create(pod, Manager::Operator).await? {
+                break;
+            }
+            made += 1;
+        }
+        if made == members.len() {
             let message = format!("gang {gang} of revision {revision}");
             tell(context, about, "CreateGang", "GangCreated", message).await;
         }
@@ -113,9 +130,10 @@ async fn write_status(
     pools: &Objects<LlamaPool>,
     pool: &LlamaPool,
     gangs: &[Gang],
+    last_failure: Option<&GangFailure>,
     about: &ObjectReference,
 ) -> Result<(), ReconcileError> {
-    let status = pool_status(PoolView { pool, gangs, now: Timestamp::now() });
+    let status = pool_status(PoolView { pool, gangs, last_failure, now: Timestamp::now() });
     if pool.status.as_ref() == Some(&status) {
         return Ok(());
     }

@@ -44,8 +44,12 @@ pub mod reason {
     pub const LOADED: &str = "Loaded";
     /// Gangs have not loaded it yet.
     pub const LOADING: &str = "Loading";
-    /// More than one stage, or a gang of several pods.
+    /// More than one stage.
     pub const PARALLELISM_NOT_SUPPORTED: &str = "ParallelismNotSupported";
+    /// Ranks that no number of pods holds evenly.
+    pub const PARALLELISM_INVALID: &str = "ParallelismInvalid";
+    /// A gang lacks a pod.
+    pub const GANG_INCOMPLETE: &str = "GangIncomplete";
     /// GPUs.
     pub const ACCELERATOR_NOT_SUPPORTED: &str = "AcceleratorNotSupported";
     /// An older LlamaDeployment has this served name.

@@ -107,6 +107,9 @@ pub enum Dtype {
 /// How a copy of the model is split.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.ranksPerPod) || (has(self.tensor) ? self.tensor : 1) % self.ranksPerPod == 0")
+    .message("ranksPerPod must divide tensor")
+    .reason(Reason::FieldValueInvalid))]
 pub struct Parallelism {
     /// Ranks that share each layer; 1 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,7 +119,7 @@ pub struct Parallelism {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 128))]
     pub pipeline: Option<i32>,
-    /// Ranks in a pod; all of a stage unless given.
+    /// Ranks in a pod; all of a stage unless given. Fewer spread a gang over several pods, and so over nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 128))]
     pub ranks_per_pod: Option<i32>,

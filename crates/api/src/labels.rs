@@ -23,6 +23,10 @@ pub const ENDPOINTS_RANKS: &str = "ranks";
 /// Annotation of the leaders' Service: the names its model is served under, as a JSON array.
 pub const SERVED_NAMES: &str = "herd.dev/served-names";
 
+/// Annotation of the pods of a gang of several: how many there are. A gang says itself whether it is whole, whatever became of
+/// what it was made from.
+pub const PODS: &str = "herd.dev/pods";
+
 /// `app.kubernetes.io/managed-by` of all that the operator makes.
 pub const MANAGED_BY: &str = "herd-operator";
 /// Finds all that the operator makes.

@@ -14,7 +14,8 @@ pub use deployment::{
     Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate, Resources, Revisions, Slo, WorkerTemplate,
 };
 pub use pool::{
-    DeploymentRef, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, Role, Target,
+    DeploymentRef, GangFailure, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, Role,
+    Target,
 };
 pub use source::{ModelSource, SourceError};
 

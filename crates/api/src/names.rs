@@ -31,3 +31,8 @@ pub fn disruption_budget(deployment: &str, role: Role) -> String {
 pub fn pod(deployment: &str, gang: &str, first_rank: usize) -> String {
     format!("{deployment}-{gang}-{first_rank}")
 }
+
+/// By which other pods find [`pod`], ready or not.
+pub fn pod_host(deployment: &str, namespace: &str, gang: &str, first_rank: usize) -> String {
+    format!("{}.{}.{namespace}.svc", pod(deployment, gang, first_rank), ranks_service(deployment))
+}

@@ -4,7 +4,7 @@
 #![allow(clippy::duplicated_attributes, reason = "printer columns share types")]
 #![expect(unreachable_pub, reason = "KubeSchema makes a copy of each struct inside of a function")]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -143,6 +143,9 @@ pub struct LlamaPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// The last gang that was given up, until every wanted gang is Ready: the next one is made later and later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<GangFailure>,
     /// The gangs, by id; at most 256 are listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
@@ -166,18 +169,34 @@ pub struct GangStatus {
     pub message: Option<String>,
 }
 
+/// A gang that was given up: its pod is lost, or not all of its pods found a node.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct GangFailure {
+    /// What it was made from.
+    pub revision: String,
+    /// When the first of those that were given up one after another was.
+    pub since: Time,
+    /// When this one was.
+    pub time: Time,
+    /// Unschedulable, or why a pod is lost.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+}
+
 /// Where a gang stands.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GangPhase {
-    /// Not yet on a node.
+    /// Not all of its pods are on nodes.
     Pending,
     /// Pulling, mounting, loading weights.
     Starting,
     /// Takes requests.
     Ready,
-    /// Its process ended with an error; it is started anew in place.
+    /// A process of it ended with an error; it is started anew in place.
     CrashLooping,
-    /// Its pod is lost; it is replaced.
+    /// A pod of it is lost; it is replaced as a whole.
     Failed,
     /// Ends what it runs, and then goes.
     Draining,

@@ -58,6 +58,7 @@ fn canonical(spec: &GangSpec, out: &mut String) {
     let GangSpec {
         source,
         tensor,
+        ranks_per_pod,
         dtype,
         context_length,
         image,
@@ -76,6 +77,7 @@ fn canonical(spec: &GangSpec, out: &mut String) {
     };
     field("source", Some(source.clone()));
     field("tensor", Some(tensor.to_string()));
+    field("ranksPerPod", ranks_per_pod.map(|ranks| ranks.to_string()));
     field("dtype", dtype.map(|dtype| dtype_word(dtype).to_owned()));
     field("contextLength", context_length.map(|length| length.to_string()));
     field("image", image.clone());

@@ -16,16 +16,20 @@ use serde::{Deserialize, Serialize};
 const TERMINATION_GRACE_PERIOD_SECONDS: i64 = 600;
 
 /// What the operator sets in a worker's pod from other fields; a value of the user's would contradict them.
-const RESERVED_ENV: [&str; 12] = [
+const RESERVED_ENV: [&str; 16] = [
     "HERD_ADVERTISE",
     "HERD_CONTEXT_LENGTH",
     "HERD_DRAIN_DEADLINE",
     "HERD_DTYPE",
+    "HERD_FIRST_RANK",
     "HERD_GANG_ID",
     "HERD_GRPC",
     "HERD_HTTP",
     "HERD_KV_BIND",
+    "HERD_LEADER",
     "HERD_MODEL_DIR",
+    "HERD_RANKS_PER_POD",
+    "HERD_RANK_BIND",
     "HERD_REVISION",
     "HERD_ROLE",
     "HERD_TENSOR",
@@ -111,6 +115,9 @@ pub struct GangSpec {
     pub source: String,
     /// Ranks that share each layer.
     pub tensor: usize,
+    /// Where they are in more than one pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks_per_pod: Option<usize>,
     /// "f32" or "bf16"; the worker's default where the user gave none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
@@ -139,6 +146,18 @@ pub struct GangSpec {
     pub termination_grace_period_seconds: i64,
 }
 
+impl GangSpec {
+    /// Ranks of each pod.
+    pub fn ranks_in_pod(&self) -> usize {
+        self.ranks_per_pod.unwrap_or(self.tensor).max(1)
+    }
+
+    /// The first rank of each pod of a gang.
+    pub fn first_ranks(&self) -> impl ExactSizeIterator<Item = usize> {
+        (0..self.tensor).step_by(self.ranks_in_pod())
+    }
+}
+
 /// Checks what admission cannot, and what is not served yet.
 pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<ValidatedDeployment, Refusal> {
     let name = deployment.name_any();
@@ -163,7 +182,7 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
     let mut pools = Vec::with_capacity(roles.len());
     for (role, template) in roles {
         let PoolTemplate { min_replicas, max_replicas, parallelism: own } = *template;
-        let tensor = check_parallelism(own.or(*parallelism))?;
+        let split = check_parallelism(own.or(*parallelism))?;
         let min_replicas = min_replicas.unwrap_or(1);
         let max_replicas = max_replicas.unwrap_or(min_replicas);
         if min_replicas > max_replicas {
@@ -178,7 +197,7 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
             role,
             min_replicas,
             max_replicas,
-            gang: gang_spec(model, tensor, &worker),
+            gang: gang_spec(model, split, &worker),
         });
     }
     let (taken, served_names): (Vec<_>, Vec<_>) =
@@ -230,28 +249,39 @@ fn check_accelerator(accelerator: Option<Accelerator>) -> Result<(), Refusal> {
     }
 }
 
-fn check_parallelism(parallelism: Option<Parallelism>) -> Result<usize, Refusal> {
-    let (tensor, pipeline, ranks_per_pod) = match parallelism {
-        Some(Parallelism { tensor, pipeline, ranks_per_pod }) => {
-            (tensor.unwrap_or(1), pipeline.unwrap_or(1), ranks_per_pod)
-        }
-        None => (1, 1, None),
-    };
-    let not_supported = |message| Err(refusal(reason::PARALLELISM_NOT_SUPPORTED, message));
+/// How a copy of the model is split.
+#[derive(Clone, Copy)]
+struct Split {
+    tensor: usize,
+    /// Where that makes more than one pod.
+    ranks_per_pod: Option<usize>,
+}
+
+fn check_parallelism(parallelism: Option<Parallelism>) -> Result<Split, Refusal> {
+    let none = Parallelism { tensor: None, pipeline: None, ranks_per_pod: None };
+    let Parallelism { tensor, pipeline, ranks_per_pod } = parallelism.unwrap_or(none);
+    let (tensor, pipeline) = (tensor.unwrap_or(1), pipeline.unwrap_or(1));
+    let ranks = ranks_per_pod.unwrap_or(tensor);
+    let invalid = |message| Err(refusal(reason::PARALLELISM_INVALID, message));
     if pipeline != 1 {
-        return not_supported(format!("parallelism.pipeline {pipeline} is not served yet: leave it at 1"));
+        let message = format!("parallelism.pipeline {pipeline} is not served yet: leave it at 1");
+        return Err(refusal(reason::PARALLELISM_NOT_SUPPORTED, message));
     }
-    match ranks_per_pod {
-        Some(ranks) if ranks < tensor => not_supported(format!(
-            "parallelism.ranksPerPod {ranks} would spread a gang of {tensor} ranks over pods, which is not served yet: \
-             leave it out, or set it to {tensor}"
-        )),
-        Some(ranks) if ranks > tensor => not_supported(format!(
-            "parallelism.ranksPerPod {ranks} is more than the {tensor} ranks of a gang: set it to {tensor}"
-        )),
-        _ if tensor < 1 => not_supported(format!("parallelism.tensor {tensor} must be at least 1")),
-        _ => Ok(tensor as usize),
+    if tensor < 1 {
+        return invalid(format!("parallelism.tensor {tensor} must be at least 1"));
     }
+    if ranks < 1 || tensor % ranks != 0 {
+        return invalid(format!(
+            "parallelism.ranksPerPod {ranks} must divide parallelism.tensor {tensor}: leave it out, or set it to {}",
+            nearest_divisor(tensor, ranks)
+        ));
+    }
+    Ok(Split { tensor: tensor as usize, ranks_per_pod: (ranks < tensor).then_some(ranks as usize) })
+}
+
+/// The largest divisor of `tensor` that is at most `ranks`; at least 1.
+fn nearest_divisor(tensor: i32, ranks: i32) -> i32 {
+    (1..=ranks.min(tensor)).rev().find(|divisor| tensor % divisor == 0).unwrap_or(1)
 }
 
 fn check_env(env: &[EnvVar]) -> Result<(), Refusal> {
@@ -264,7 +294,7 @@ fn check_env(env: &[EnvVar]) -> Result<(), Refusal> {
     }
 }
 
-fn gang_spec(model: &Model, tensor: usize, worker: &WorkerTemplate) -> GangSpec {
+fn gang_spec(model: &Model, Split { tensor, ranks_per_pod }: Split, worker: &WorkerTemplate) -> GangSpec {
     let Model { source, served_names: _, context_length, dtype } = model;
     let WorkerTemplate {
         image,
@@ -278,6 +308,7 @@ fn gang_spec(model: &Model, tensor: usize, worker: &WorkerTemplate) -> GangSpec 
     GangSpec {
         source: source.clone(),
         tensor,
+        ranks_per_pod,
         dtype: *dtype,
         context_length: *context_length,
         image,

@@ -47,7 +47,9 @@ fn rendered(spec: &Value) -> Value {
         revision: "r",
         template: &template,
     };
-    serde_json::to_value(build::pod(input).unwrap()).unwrap()
+    let pods = build::pods(input).unwrap();
+    assert_eq!(pods.len(), 1);
+    serde_json::to_value(&pods[0]).unwrap()
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod pool;
 mod revision;
 mod services;
 
-pub use pod::{PodInput, pod};
+pub use pod::{PodInput, pods};
 pub use policy::disruption_budget;
 pub use pool::{new_pool, pool};
 pub use revision::revision;

@@ -1,4 +1,4 @@
-//! The pod of a gang: all of its ranks are threads of one worker.
+//! The pods of a gang: the ranks of a pod are threads of one worker.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ const USER: i64 = 65532;
 /// Between the end of a drain and SIGKILL.
 const AFTER_DRAIN_SECONDS: i64 = 5;
 
-/// What a pod is made from.
+/// What the pods of a gang are made from.
 #[derive(Clone, Copy, Debug)]
 pub struct PodInput<'a> {
     /// The LlamaDeployment.
@@ -43,12 +43,31 @@ pub struct PodInput<'a> {
     pub template: &'a GangTemplate,
 }
 
-/// The one pod of a gang.
-pub fn pod(input: PodInput<'_>) -> Result<Pod, SourceError> {
+/// Which pod of a gang.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The first of its ranks.
+    first_rank: usize,
+    /// How many it has.
+    ranks: usize,
+    /// How many pods the gang has.
+    pods: usize,
+}
+
+/// All pods of a gang, the leader first. That of a gang of one pod has nothing in it that concerns others.
+pub fn pods(input: PodInput<'_>) -> Result<Vec<Pod>, SourceError> {
+    let spec = &input.template.spec;
+    let (first_ranks, ranks) = (spec.first_ranks(), spec.ranks_in_pod());
+    let pods = first_ranks.len();
+    first_ranks.map(|first_rank| pod(input, Place { first_rank, ranks, pods })).collect()
+}
+
+fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
     let PodInput { deployment, namespace, owner, role, gang, revision, template } = input;
     let GangSpec {
         source: _,
         tensor: _,
+        ranks_per_pod: _,
         dtype: _,
         context_length: _,
         image: _,
@@ -60,21 +79,27 @@ pub fn pod(input: PodInput<'_>) -> Result<Pod, SourceError> {
         termination_grace_period_seconds,
     } = &template.spec;
     let (volume, mount) = model(&template.source()?);
-    let mut metadata = metadata(
-        namespace,
-        names::pod(deployment, gang, 0),
-        owner,
-        labels::of_pod(deployment, role, gang, 0, revision),
-    );
-    metadata.annotations = Some(strings([
+    let Place { first_rank, ranks: _, pods } = place;
+    let name = names::pod(deployment, gang, first_rank);
+    let is_one_of_several = pods > 1;
+    let labels = labels::of_pod(deployment, role, gang, first_rank, revision);
+    let mut metadata = metadata(namespace, name.clone(), owner, labels);
+    let mut annotations = strings([
         ("kubectl.kubernetes.io/default-container", "worker"),
         ("prometheus.io/scrape", "true"),
         ("prometheus.io/port", &ports::HTTP.to_string()),
-    ]));
+    ]);
+    if is_one_of_several {
+        annotations.insert(labels::PODS.to_owned(), pods.to_string());
+    }
+    metadata.annotations = Some(annotations);
     Ok(Pod {
         metadata,
         spec: Some(PodSpec {
-            containers: vec![worker(template, gang, revision, mount)],
+            containers: vec![worker(input, place, mount)],
+            // Together the name by which the pods of a gang find each other.
+            hostname: is_one_of_several.then_some(name),
+            subdomain: is_one_of_several.then(|| names::ranks_service(deployment)),
             volumes: Some(vec![volume]),
             node_selector: (!node_selector.is_empty()).then(|| node_selector.clone()),
             tolerations: (!tolerations.is_empty()).then(|| tolerations.clone()),
@@ -129,14 +154,14 @@ fn model(source: &ModelSource) -> (Volume, VolumeMount) {
     (volume, mount)
 }
 
-fn worker(template: &GangTemplate, gang: &str, revision: &str, model: VolumeMount) -> Container {
-    let GangTemplate { spec, image } = template;
+fn worker(input: PodInput<'_>, place: Place, model: VolumeMount) -> Container {
+    let GangTemplate { spec, image } = input.template;
     Container {
         name: "worker".to_owned(),
         image: Some(image.clone()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
-        env: Some(env(spec, gang, revision)),
-        ports: Some(container_ports(spec.tensor)),
+        env: Some(env(input, place)),
+        ports: Some(container_ports(place)),
         resources: resources(spec),
         volume_mounts: Some(vec![model]),
         // Alive while it loads, however long that takes.
@@ -154,7 +179,10 @@ fn worker(template: &GangTemplate, gang: &str, revision: &str, model: VolumeMoun
 }
 
 /// The operator's own, with the user's after them.
-fn env(spec: &GangSpec, gang: &str, revision: &str) -> Vec<EnvVar> {
+fn env(input: PodInput<'_>, place: Place) -> Vec<EnvVar> {
+    let PodInput { deployment, namespace, owner: _, role: _, gang, revision, template } = input;
+    let Place { first_rank, ranks, pods } = place;
+    let spec = &template.spec;
     let value =
         |name: &str, value: String| EnvVar { name: name.to_owned(), value: Some(value), value_from: None };
     let field = |name: &str, path: String| EnvVar {
@@ -179,6 +207,15 @@ fn env(spec: &GangSpec, gang: &str, revision: &str) -> Vec<EnvVar> {
         field("HERD_ROLE", format!("metadata.labels['{}']", labels::ROLE)),
         value("HERD_DRAIN_DEADLINE", drain.to_string()),
     ];
+    if pods > 1 {
+        let leader = names::pod_host(deployment, namespace, gang, 0);
+        env.extend([
+            value("HERD_RANKS_PER_POD", ranks.to_string()),
+            value("HERD_FIRST_RANK", first_rank.to_string()),
+            value("HERD_LEADER", format!("{leader}:{}", ports::GRPC)),
+            value("HERD_RANK_BIND", format!("0.0.0.0:{}", ports::RANK)),
+        ]);
+    }
     env.extend(spec.dtype.map(|dtype| value("HERD_DTYPE", dtype_word(dtype).to_owned())));
     env.extend(spec.context_length.map(|length| value("HERD_CONTEXT_LENGTH", length.to_string())));
     if spec.env.iter().all(|variable| variable.name != "HERD_LOG_FORMAT") {
@@ -188,7 +225,7 @@ fn env(spec: &GangSpec, gang: &str, revision: &str) -> Vec<EnvVar> {
     env
 }
 
-fn container_ports(tensor: usize) -> Vec<ContainerPort> {
+fn container_ports(Place { first_rank, ranks, pods }: Place) -> Vec<ContainerPort> {
     let port = |name: String, port: i32| ContainerPort {
         name: Some(name),
         container_port: port,
@@ -197,8 +234,9 @@ fn container_ports(tensor: usize) -> Vec<ContainerPort> {
     };
     let fixed =
         [port(ports::GRPC_NAME.to_owned(), ports::GRPC), port(ports::HTTP_NAME.to_owned(), ports::HTTP)];
-    let ranks = (0..tensor).map(|rank| port(format!("kv-{rank}"), ports::KV + rank as i32));
-    fixed.into_iter().chain(ranks).collect()
+    let kv = (0..ranks).map(|own| port(format!("kv-{}", first_rank + own), ports::KV + own as i32));
+    let rank = (pods > 1).then(|| port(ports::RANK_NAME.to_owned(), ports::RANK));
+    fixed.into_iter().chain(kv).chain(rank).collect()
 }
 
 fn resources(spec: &GangSpec) -> Option<ResourceRequirements> {

@@ -1,9 +1,7 @@
 //! Of a LlamaPool, from its gangs.
 
-use std::cmp::Ordering;
-
 use herd_api::condition::{self, State, reason};
-use herd_api::{GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, labels};
+use herd_api::{GangFailure, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, labels};
 use k8s_openapi::jiff::Timestamp;
 
 use super::gangs as count_of;
@@ -19,21 +17,31 @@ pub struct PoolView<'a> {
     pub pool: &'a LlamaPool,
     /// Its gangs now.
     pub gangs: &'a [Gang],
+    /// The last gang that was given up, see the plan.
+    pub last_failure: Option<&'a GangFailure>,
     /// For transition times.
     pub now: Timestamp,
 }
 
 /// The status of a pool.
 pub fn pool_status(view: PoolView<'_>) -> LlamaPoolStatus {
-    let PoolView { pool, gangs, now } = view;
+    let PoolView { pool, gangs, last_failure, now } = view;
     let LlamaPoolSpec { deployment_ref, role, replicas, min_replicas, max_replicas, targets } = &pool.spec;
     let desired: i32 = targets.iter().map(|target| target.replicas).sum();
     let of_phase = |phase: GangPhase| gangs.iter().filter(|gang| gang.phase == phase).count() as i32;
     let (ready, draining) = (of_phase(GangPhase::Ready), of_phase(GangPhase::Draining));
-    let worst = worst_trouble(gangs);
+    // Those of earlier revisions are Ready too, and mean nothing for what is to be made.
+    let is_target = |gang: &&Gang| targets.iter().any(|target| target.revision == gang.revision);
+    let ready_targets = gangs.iter().filter(|gang| gang.phase == GangPhase::Ready).filter(is_target).count();
+    let last_failure = last_failure.filter(|_| (ready_targets as i32) < desired);
+    // While nothing runs in its place it is what there is to say.
+    let live = gangs.iter().filter(is_target).filter(|gang| gang.phase != GangPhase::Draining).count();
+    let given_up = last_failure.filter(|_| (live as i32) < desired).map(trouble);
+    let worst =
+        gangs.iter().filter_map(|gang| gang.trouble.as_ref()).chain(&given_up).min_by_key(|one| one.kind);
     let states = [
         is_ready(desired, ready, worst),
-        scheduled(gangs),
+        scheduled(gangs, given_up.as_ref()),
         model_available(ready, worst),
         degraded(worst),
         scaling_limited(*replicas, *min_replicas, *max_replicas),
@@ -46,6 +54,7 @@ pub fn pool_status(view: PoolView<'_>) -> LlamaPoolStatus {
         draining_replicas: draining,
         selector: labels::leader_selector(&deployment_ref.name, *role),
         conditions: condition::merge(before, &states, pool.metadata.generation, now),
+        last_failure: last_failure.cloned(),
         gangs: gangs.iter().take(MAX_LISTED).map(listed).collect(),
     }
 }
@@ -61,16 +70,11 @@ fn listed(gang: &Gang) -> GangStatus {
     }
 }
 
-/// What a person should hear of first: what a worker said of itself, then what waiting will not mend.
-fn worst_trouble(gangs: &[Gang]) -> Option<&Trouble> {
-    let rank = |kind: TroubleKind| match kind {
-        TroubleKind::Worker => 0,
-        TroubleKind::Source => 1,
-        TroubleKind::Lost => 2,
-        TroubleKind::Scheduling => 3,
-    };
-    let order = |left: &&Trouble, right: &&Trouble| -> Ordering { rank(left.kind).cmp(&rank(right.kind)) };
-    gangs.iter().filter_map(|gang| gang.trouble.as_ref()).min_by(order)
+fn trouble(failure: &GangFailure) -> Trouble {
+    let GangFailure { revision: _, since: _, time: _, reason, message } = failure;
+    let is_scheduling = reason == reason::UNSCHEDULABLE;
+    let kind = if is_scheduling { TroubleKind::Scheduling } else { TroubleKind::Lost };
+    Trouble { kind, reason: reason.clone(), message: message.clone() }
 }
 
 fn is_ready(desired: i32, ready: i32, worst: Option<&Trouble>) -> State {
@@ -89,13 +93,13 @@ fn is_ready(desired: i32, ready: i32, worst: Option<&Trouble>) -> State {
     }
 }
 
-fn scheduled(gangs: &[Gang]) -> State {
+fn scheduled(gangs: &[Gang], given_up: Option<&Trouble>) -> State {
     let state =
         |status, reason: &str, message: &str| State::new(condition::SCHEDULED, status, reason, message);
-    let of_kind =
-        |gang: &Gang| gang.trouble.clone().filter(|trouble| trouble.kind == TroubleKind::Scheduling);
-    if let Some(Trouble { kind: _, reason, message }) = gangs.iter().find_map(of_kind) {
-        return state(Some(false), &reason, &message);
+    let troubles = gangs.iter().filter_map(|gang| gang.trouble.as_ref()).chain(given_up);
+    let mut of_scheduling = troubles.filter(|trouble| trouble.kind == TroubleKind::Scheduling);
+    if let Some(Trouble { kind: _, reason, message }) = of_scheduling.next() {
+        return state(Some(false), reason, message);
     }
     if gangs.is_empty() || gangs.iter().any(|gang| gang.phase == GangPhase::Pending) {
         return state(None, reason::UNKNOWN, "not every pod has a node yet");

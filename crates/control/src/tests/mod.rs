@@ -1,4 +1,5 @@
 mod deployment;
+mod gangs;
 
 use herd_api::condition::reason;
 use herd_api::{LlamaDeployment, LlamaPool};
@@ -45,7 +46,9 @@ fn what_cannot_be_served_is_refused_with_its_reason() {
     assert_eq!(reason("/model/source", json!("pvc://c/../x")), reason::SOURCE_INVALID);
     assert_eq!(reason("/accelerator", json!({})), reason::ACCELERATOR_NOT_SUPPORTED);
     assert_eq!(reason("/parallelism/pipeline", json!(2)), reason::PARALLELISM_NOT_SUPPORTED);
-    assert_eq!(reason("/parallelism/ranksPerPod", json!(1)), reason::PARALLELISM_NOT_SUPPORTED);
+    for ranks in [-1, 0, 2, 4, 6] {
+        assert_eq!(reason("/parallelism/ranksPerPod", json!(ranks)), reason::PARALLELISM_INVALID, "{ranks}");
+    }
     assert_eq!(reason("/prefill", json!({})), reason::POOLS_INVALID);
     assert_eq!(reason("/unified/maxReplicas", json!(0)), reason::POOLS_INVALID);
     assert!(checked(|_| {}).is_ok());
@@ -83,8 +86,9 @@ fn the_hash_of_a_revision_is_what_it_was() {
     assert_ne!(hash_of(|spec| spec["parallelism"]["tensor"] = json!(1)), plain);
 }
 
-fn pod() -> Pod {
-    let validated = checked(|_| {}).unwrap();
+/// The pods of a gang of what `change` makes of the spec.
+fn pods(change: impl FnOnce(&mut Value)) -> Vec<Pod> {
+    let validated = checked(change).unwrap();
     let defaults = Defaults { worker_image: "w:1".to_owned() };
     let template = GangTemplate::new(&validated.pools[0].gang, &defaults);
     let input = build::PodInput {
@@ -96,14 +100,19 @@ fn pod() -> Pod {
         revision: "r",
         template: &template,
     };
-    build::pod(input).unwrap()
+    build::pods(input).unwrap()
+}
+
+fn pod() -> Pod {
+    pods(|_| {}).remove(0)
 }
 
 #[test]
 fn what_the_operator_sets_users_may_not() {
-    let container = &pod().spec.unwrap().containers[0];
+    let one_of_several = pods(|spec| spec["parallelism"]["ranksPerPod"] = json!(1)).remove(0);
+    let container = &one_of_several.spec.unwrap().containers[0];
     let names: Vec<&str> = container.env.iter().flatten().map(|variable| variable.name.as_str()).collect();
-    assert!(names.contains(&"HERD_ROLE"));
+    assert!(names.contains(&"HERD_ROLE") && names.contains(&"HERD_LEADER"));
     for name in names.into_iter().filter(|name| *name != "HERD_LOG_FORMAT") {
         let refused = checked(|spec| spec["worker"] = json!({"env": [{"name": name, "value": "x"}]}));
         assert_eq!(refused.unwrap_err().reason, reason::ENV_NOT_ALLOWED, "{name}");
@@ -123,7 +132,8 @@ fn seen(pod_status: Value) -> (Vec<gang::Gang>, herd_api::LlamaPoolStatus) {
         "spec": {"deploymentRef": {"name": "m"}, "role": "unified", "targets": [{"revision": "r", "replicas": 1}]},
     });
     let pool: LlamaPool = serde_json::from_value(pool).unwrap();
-    let view = status::PoolView { pool: &pool, gangs: &gangs, now: Timestamp::UNIX_EPOCH };
+    let view =
+        status::PoolView { pool: &pool, gangs: &gangs, last_failure: None, now: Timestamp::UNIX_EPOCH };
     let status = status::pool_status(view);
     (gangs, status)
 }

@@ -9,6 +9,7 @@ mod error;
 mod http;
 mod lease;
 mod metrics;
+mod nodes;
 mod pool;
 
 use std::net::SocketAddr;

@@ -18,6 +18,7 @@ use kube::{Api, Resource as _, ResourceExt as _};
 use crate::apply::{Manager, Objects};
 use crate::context::Context;
 use crate::error::ReconcileError;
+use crate::nodes;
 
 /// Hex digits of a gang's id.
 const ID_DIGITS: usize = 8;
@@ -39,7 +40,8 @@ pub(crate) async fn reconcile(
     let selector = labels::pool_selector(deployment, pool.spec.role);
     // Listed anew: a cache would not have the pods of the last pass yet, and they would be made twice.
     let uid = pool.uid().unwrap_or_default();
-    let gangs = gangs(&pods.owned(&selector, &uid).await?);
+    let mut gangs = gangs(&pods.owned(&selector, &uid).await?);
+    nodes::explain(&context.client, &mut gangs).await;
     let last_failure = pool.status.as_ref().and_then(|status| status.last_failure.as_ref());
     let observed = ObservedPool { uid: &uid, targets: &pool.spec.targets, gangs: &gangs, last_failure };
     let PoolPlan { create, delete, left, last_failure, again_in } = plan_pool(observed, Timestamp::now());

@@ -50,8 +50,8 @@ pub mod reason {
     pub const PARALLELISM_INVALID: &str = "ParallelismInvalid";
     /// A gang lacks a pod.
     pub const GANG_INCOMPLETE: &str = "GangIncomplete";
-    /// GPUs.
-    pub const ACCELERATOR_NOT_SUPPORTED: &str = "AcceleratorNotSupported";
+    /// Fields of the accelerator that contradict each other, or the resources of the worker.
+    pub const ACCELERATOR_INVALID: &str = "AcceleratorInvalid";
     /// An older LlamaDeployment has this served name.
     pub const SERVED_NAME_TAKEN: &str = "ServedNameTaken";
     /// Neither prefill and decode nor unified, or bounds that contradict each other.

@@ -126,11 +126,33 @@ pub struct Parallelism {
 }
 
 /// What the ranks compute on.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.resourceName) || !has(self.claimTemplateName)")
+    .message("give resourceName or claimTemplateName, not both")
+    .reason(Reason::FieldValueInvalid))]
+#[x_kube(validation = Rule::new("!has(self.kind) || self.kind != 'CPU' || !has(self.resourceName) && !has(self.claimTemplateName) && !has(self.runtimeClassName)")
+    .message("resourceName, claimTemplateName and runtimeClassName are of kind GPU")
+    .reason(Reason::FieldValueInvalid))]
 pub struct Accelerator {
     /// GPU unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<AcceleratorKind>,
+    /// Of which a pod asks for one a rank; nvidia.com/gpu unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 317),
+        regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$")
+    )]
+    pub resource_name: Option<String>,
+    /// In its place, a ResourceClaimTemplate of the same namespace, which asks for the devices of all ranks of a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_template_name: Option<String>,
+    /// Of the pods, where the nodes' default runtime does not bring the devices in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub runtime_class_name: Option<String>,
 }
 
 /// Kind of accelerator.

@@ -7,9 +7,10 @@ pub mod build;
 pub mod gang;
 pub mod plan;
 pub mod revision;
+pub mod room;
 pub mod status;
 #[cfg(test)]
 mod tests;
 mod validate;
 
-pub use validate::{Claims, GangSpec, Refusal, ValidatedDeployment, ValidatedPool, validate};
+pub use validate::{Claims, GangSpec, Gpu, Refusal, ValidatedDeployment, ValidatedPool, validate};

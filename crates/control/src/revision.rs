@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Toleration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::GangSpec;
+use crate::{GangSpec, Gpu};
 
 /// Hex digits of a revision: 40 bits, among the handful that a LlamaDeployment has at a time.
 const HASH_DIGITS: usize = 10;
@@ -59,6 +59,7 @@ fn canonical(spec: &GangSpec, out: &mut String) {
         source,
         tensor,
         ranks_per_pod,
+        gpu,
         dtype,
         context_length,
         image,
@@ -78,6 +79,12 @@ fn canonical(spec: &GangSpec, out: &mut String) {
     field("source", Some(source.clone()));
     field("tensor", Some(tensor.to_string()));
     field("ranksPerPod", ranks_per_pod.map(|ranks| ranks.to_string()));
+    if let Some(Gpu { resource_name, claim_template_name, runtime_class_name }) = gpu {
+        field("accelerator", Some("GPU".to_owned()));
+        field("resourceName", resource_name.clone());
+        field("claimTemplateName", claim_template_name.clone());
+        field("runtimeClassName", runtime_class_name.clone());
+    }
     field("dtype", dtype.map(|dtype| dtype_word(dtype).to_owned()));
     field("contextLength", context_length.map(|length| length.to_string()));
     field("image", image.clone());

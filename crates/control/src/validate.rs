@@ -118,6 +118,9 @@ pub struct GangSpec {
     /// Where they are in more than one pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranks_per_pod: Option<usize>,
+    /// Where the ranks compute on GPUs; on the CPU otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
     /// "f32" or "bf16"; the worker's default where the user gave none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
@@ -144,6 +147,29 @@ pub struct GangSpec {
     pub priority_class_name: Option<String>,
     /// Seconds.
     pub termination_grace_period_seconds: i64,
+}
+
+/// GPUs of the ranks, as written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gpu {
+    /// Of which there is one a rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_name: Option<String>,
+    /// In its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim_template_name: Option<String>,
+    /// Of the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_class_name: Option<String>,
+}
+
+impl Gpu {
+    /// What a pod asks for, unless it has a claim. What the default is never changes: it is part of no revision.
+    pub fn resource(&self) -> Option<&str> {
+        let named = self.resource_name.as_deref().unwrap_or("nvidia.com/gpu");
+        self.claim_template_name.is_none().then_some(named)
+    }
 }
 
 impl GangSpec {
@@ -176,8 +202,8 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
         }
     };
     check_source(&model.source)?;
-    check_accelerator(*accelerator)?;
     let worker = worker.clone().unwrap_or_default();
+    let gpu = check_accelerator(accelerator.clone().unwrap_or_default(), worker.resources.as_ref())?;
     check_env(&worker.env)?;
     let mut pools = Vec::with_capacity(roles.len());
     for (role, template) in roles {
@@ -197,7 +223,7 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
             role,
             min_replicas,
             max_replicas,
-            gang: gang_spec(model, split, &worker),
+            gang: gang_spec(model, split, gpu.clone(), &worker),
         });
     }
     let (taken, served_names): (Vec<_>, Vec<_>) =
@@ -238,15 +264,31 @@ fn check_source(source: &str) -> Result<(), Refusal> {
     }
 }
 
-fn check_accelerator(accelerator: Option<Accelerator>) -> Result<(), Refusal> {
-    match accelerator.and_then(|Accelerator { kind }| kind).unwrap_or(AcceleratorKind::GPU) {
-        AcceleratorKind::CPU => Ok(()),
-        AcceleratorKind::GPU => Err(refusal(
-            reason::ACCELERATOR_NOT_SUPPORTED,
-            "accelerator.kind GPU, which is the default, is not served yet: set accelerator: {kind: CPU}"
-                .to_owned(),
-        )),
+fn check_accelerator(
+    accelerator: Accelerator,
+    resources: Option<&Resources>,
+) -> Result<Option<Gpu>, Refusal> {
+    let Accelerator { kind, resource_name, claim_template_name, runtime_class_name } = accelerator;
+    let gpu = Gpu { resource_name, claim_template_name, runtime_class_name };
+    let invalid = |message| Err(refusal(reason::ACCELERATOR_INVALID, message));
+    if kind == Some(AcceleratorKind::CPU) {
+        if gpu != Gpu::default() {
+            return invalid(
+                "accelerator.kind CPU has no resourceName, claimTemplateName and runtimeClassName: remove them"
+                    .to_owned(),
+            );
+        }
+        return Ok(None);
     }
+    if gpu.resource_name.is_some() && gpu.claim_template_name.is_some() {
+        return invalid("accelerator: give resourceName or claimTemplateName, not both".to_owned());
+    }
+    let written =
+        resources.into_iter().flat_map(|Resources { requests, limits }| requests.keys().chain(limits.keys()));
+    if let Some(name) = written.into_iter().find(|name| Some(name.as_str()) == gpu.resource()) {
+        return invalid(format!("worker.resources names {name}, of which there is one a rank: remove it"));
+    }
+    Ok(Some(gpu))
 }
 
 /// How a copy of the model is split.
@@ -294,7 +336,12 @@ fn check_env(env: &[EnvVar]) -> Result<(), Refusal> {
     }
 }
 
-fn gang_spec(model: &Model, Split { tensor, ranks_per_pod }: Split, worker: &WorkerTemplate) -> GangSpec {
+fn gang_spec(
+    model: &Model,
+    Split { tensor, ranks_per_pod }: Split,
+    gpu: Option<Gpu>,
+    worker: &WorkerTemplate,
+) -> GangSpec {
     let Model { source, served_names: _, context_length, dtype } = model;
     let WorkerTemplate {
         image,
@@ -309,6 +356,7 @@ fn gang_spec(model: &Model, Split { tensor, ranks_per_pod }: Split, worker: &Wor
         source: source.clone(),
         tensor,
         ranks_per_pod,
+        gpu,
         dtype: *dtype,
         context_length: *context_length,
         image,

@@ -4,6 +4,7 @@ mod admission;
 mod changes;
 mod clients;
 mod deletion;
+mod gangs;
 mod objects;
 mod operator;
 mod rights;

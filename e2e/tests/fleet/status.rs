@@ -26,17 +26,14 @@ fn what_is_not_served_yet_is_admitted_and_ends_in_a_condition() -> Result<()> {
         }))?;
         let mut stages = unified("stages", MODEL, 1);
         stages["spec"]["parallelism"]["pipeline"] = json!(2);
-        let mut gpu = unified("gpu", MODEL, 1);
-        gpu["spec"]["accelerator"] = json!({"kind": "GPU"});
         let bucket = unified("bucket", "s3://models/smollm2", 1);
-        for object in [stages, gpu, bucket] {
+        for object in [stages, bucket] {
             kubectl.apply(&object)?;
         }
         let cases = [
             ("llama-405b", "ModelAvailable", "SourceNotSupported"),
             ("bucket", "ModelAvailable", "SourceNotSupported"),
             ("stages", "Ready", "ParallelismNotSupported"),
-            ("gpu", "Ready", "AcceleratorNotSupported"),
         ];
         for (name, condition, reason) in cases {
             let object = format!("llamadeployment/{name}");

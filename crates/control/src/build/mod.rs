@@ -1,5 +1,6 @@
 //! Kubernetes objects from plans. Objects for server-side apply say only what the operator owns.
 
+mod gpu;
 mod pod;
 mod policy;
 mod pool;

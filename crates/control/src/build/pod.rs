@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::metadata;
+use super::{gpu, metadata};
 use crate::GangSpec;
 use crate::revision::{GangTemplate, dtype_word, quantity_text};
 
@@ -68,6 +68,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
         source: _,
         tensor: _,
         ranks_per_pod: _,
+        gpu,
         dtype: _,
         context_length: _,
         image: _,
@@ -79,7 +80,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
         termination_grace_period_seconds,
     } = &template.spec;
     let (volume, mount) = model(&template.source()?);
-    let Place { first_rank, ranks: _, pods } = place;
+    let Place { first_rank, ranks, pods } = place;
     let name = names::pod(deployment, gang, first_rank);
     let is_one_of_several = pods > 1;
     let labels = labels::of_pod(deployment, role, gang, first_rank, revision);
@@ -93,7 +94,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
         annotations.insert(labels::PODS.to_owned(), pods.to_string());
     }
     metadata.annotations = Some(annotations);
-    Ok(Pod {
+    let mut pod = Pod {
         metadata,
         spec: Some(PodSpec {
             containers: vec![worker(input, place, mount)],
@@ -124,7 +125,11 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
             ..PodSpec::default()
         }),
         status: None,
-    })
+    };
+    if let Some(gpu) = gpu {
+        gpu::add(&mut pod, &template.spec, gpu, ranks);
+    }
+    Ok(pod)
 }
 
 fn model(source: &ModelSource) -> (Volume, VolumeMount) {

@@ -8,6 +8,7 @@ use kube::ResourceExt as _;
 use serde::Deserialize;
 
 use super::{PodId, Trouble, TroubleKind};
+use crate::room::Need;
 
 /// A pod of a gang.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Member {
     pub trouble: Option<Trouble>,
     /// Once it has one.
     pub address: Option<String>,
+    /// Devices that it asks for.
+    pub need: Option<Need>,
 }
 
 impl Member {
@@ -75,6 +78,7 @@ pub(super) fn read(pod: &Pod) -> Option<Labelled> {
         restarts: containers(&status).map(|container| container.restart_count).max().unwrap_or(0),
         trouble,
         address: status.pod_ip,
+        need: Need::of(pod),
     };
     Some(Labelled { gang, revision, pods, member })
 }

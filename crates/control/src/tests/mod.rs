@@ -1,5 +1,6 @@
 mod deployment;
 mod gangs;
+mod gpu;
 
 use herd_api::condition::reason;
 use herd_api::{LlamaDeployment, LlamaPool};
@@ -44,7 +45,10 @@ fn what_cannot_be_served_is_refused_with_its_reason() {
     assert_eq!(reason("/model/source", json!("hf://a/b")), reason::SOURCE_NOT_SUPPORTED);
     assert_eq!(reason("/model/source", json!("s3://a/b")), reason::SOURCE_NOT_SUPPORTED);
     assert_eq!(reason("/model/source", json!("pvc://c/../x")), reason::SOURCE_INVALID);
-    assert_eq!(reason("/accelerator", json!({})), reason::ACCELERATOR_NOT_SUPPORTED);
+    let both = json!({"resourceName": "x.io/gpu", "claimTemplateName": "c"});
+    assert_eq!(reason("/accelerator", both), reason::ACCELERATOR_INVALID);
+    let of_a_gpu = json!({"kind": "CPU", "runtimeClassName": "nvidia"});
+    assert_eq!(reason("/accelerator", of_a_gpu), reason::ACCELERATOR_INVALID);
     assert_eq!(reason("/parallelism/pipeline", json!(2)), reason::PARALLELISM_NOT_SUPPORTED);
     for ranks in [-1, 0, 2, 4, 6] {
         assert_eq!(reason("/parallelism/ranksPerPod", json!(ranks)), reason::PARALLELISM_INVALID, "{ranks}");

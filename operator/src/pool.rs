@@ -22,6 +22,8 @@ use crate::nodes;
 
 /// Hex digits of a gang's id.
 const ID_DIGITS: usize = 8;
+/// Pods made in one pass, up to the end of a gang: a pass that its deadline ends leaves a gang that lacks pods.
+const MAX_PODS: usize = 256;
 
 /// One pass; when the next one is due even if nothing changes.
 pub(crate) async fn reconcile(
@@ -44,10 +46,16 @@ pub(crate) async fn reconcile(
     nodes::explain(&context.client, &mut gangs).await;
     let last_failure = pool.status.as_ref().and_then(|status| status.last_failure.as_ref());
     let observed = ObservedPool { uid: &uid, targets: &pool.spec.targets, gangs: &gangs, last_failure };
-    let PoolPlan { create, delete, left, last_failure, again_in } = plan_pool(observed, Timestamp::now());
+    let PoolPlan { create, delete, left, last_failure: failure, again_in } =
+        plan_pool(observed, Timestamp::now());
     let about = pool.object_ref(&());
-    // Before what it tells of is gone: a gang that was given up is seen in the status alone.
-    write_status(context, &pools, &pool, &gangs, last_failure.as_ref(), &about).await?;
+    let gives_up = failure.as_ref() != last_failure;
+    let written = write_status(context, &pools, &pool, &gangs, failure.as_ref(), &about).await;
+    let written = match written {
+        // A gang that was given up is seen there alone once it is gone: without it the next one would be made at once.
+        Err(error) if gives_up => return Err(error),
+        other => other,
+    };
     for Deletion { gang, pods: first, why } in delete {
         remove(&pods, first).await?;
         tell(context, &about, "DeleteGang", "GangDeleted", format!("gang {gang} goes: {why}")).await;
@@ -55,8 +63,11 @@ pub(crate) async fn reconcile(
     remove(&pods, left).await?;
     if !create.is_empty() {
         let revisions = Objects::new(Api::namespaced(client(), namespace), "ControllerRevision");
-        make(context, &pool, &create, &revisions, &pods, &about).await?;
+        if !make(context, &pool, &create, &revisions, &pods, &about).await? {
+            return written.map(|()| Some(Duration::ZERO));
+        }
     }
+    written?;
     Ok(again_in.map(|wait| Duration::try_from(wait).unwrap_or_default()))
 }
 
@@ -67,6 +78,7 @@ async fn remove(pods: &Objects<Pod>, ids: Vec<PodId>) -> Result<(), ReconcileErr
     Ok(())
 }
 
+/// Makes gangs, as many as a pass has time for; false: there are more.
 async fn make(
     context: &Context,
     pool: &LlamaPool,
@@ -74,12 +86,16 @@ async fn make(
     revisions: &Objects<ControllerRevision>,
     pods: &Objects<Pod>,
     about: &ObjectReference,
-) -> Result<(), ReconcileError> {
+) -> Result<bool, ReconcileError> {
     let (deployment, role) = (&pool.spec.deployment_ref.name, pool.spec.role);
     let namespace = pool.namespace().unwrap_or_default();
     let owner: OwnerReference = pool.controller_owner_ref(&()).unwrap_or_default();
     let mut templates: BTreeMap<&str, GangTemplate> = BTreeMap::new();
+    let mut pods_made = 0;
     for revision in create {
+        if pods_made >= MAX_PODS {
+            return Ok(false);
+        }
         if !templates.contains_key(revision.as_str()) {
             templates.insert(revision, template(revisions, deployment, revision).await?);
         }
@@ -106,12 +122,13 @@ async fn make(
             }
             made += 1;
         }
+        pods_made += made;
         if made == members.len() {
             let message = format!("gang {gang} of revision {revision}");
             tell(context, about, "CreateGang", "GangCreated", message).await;
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 async fn template(

@@ -1,5 +1,6 @@
 //! What becomes of the examples: the pods of a gang of each role, as `docs/rendered` shows them.
 
+use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,11 +12,11 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name)
 }
 
-fn rendered(example: &str) -> String {
-    let mut object: LlamaDeployment = serde_saphyr::from_str(example).unwrap();
+fn rendered(example: &str) -> Result<String, Box<dyn Error>> {
+    let mut object: LlamaDeployment = serde_saphyr::from_str(example)?;
     object.metadata.namespace = Some("default".to_owned());
     object.metadata.uid = Some("00000000-0000-0000-0000-000000000000".to_owned());
-    let validated = validate(&object, &Claims::default()).unwrap();
+    let validated = validate(&object, &Claims::default())?;
     let mut text = String::new();
     for (number, ValidatedPool { role, gang, .. }) in validated.pools.iter().enumerate() {
         let template =
@@ -29,15 +30,15 @@ fn rendered(example: &str) -> String {
             revision: &herd_control::revision::hash(gang),
             template: &template,
         };
-        for mut pod in build::pods(input).unwrap() {
+        for mut pod in build::pods(input)? {
             // Of the LlamaPool, which has no uid before it is made.
             pod.metadata.owner_references = None;
             text += "---\n";
-            text += serde_saphyr::to_string(&pod).unwrap().trim_end();
+            text += serde_saphyr::to_string(&pod)?.trim_end();
             text += "\n";
         }
     }
-    text
+    Ok(text)
 }
 
 /// Run with `UPDATE_GOLDEN=1` to write them anew, and read what changed: gangs of revisions that are there are made of it.
@@ -48,7 +49,7 @@ fn the_examples_become_what_the_documentation_shows() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         let golden = folder("docs/rendered").join(&name);
-        let pods = rendered(&fs::read_to_string(&path).unwrap());
+        let pods = rendered(&fs::read_to_string(&path).unwrap()).unwrap();
         let text = format!("# One gang of each role of examples/{name}, as the operator makes it.\n{pods}");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             fs::write(&golden, &text).unwrap();

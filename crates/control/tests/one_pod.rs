@@ -1,6 +1,7 @@
 //! The pod of a gang of one pod is, byte for byte, what it was when the file was made: an operator that is upgraded makes the
 //! gangs of a revision as they were made before.
 
+use std::error::Error;
 use std::fs;
 use std::path::Path;
 
@@ -29,14 +30,14 @@ fn specs() -> [(&'static str, Value); 2] {
     [("plain", plain), ("full", full)]
 }
 
-fn rendered(spec: &Value) -> Value {
+fn rendered(spec: &Value) -> Result<Value, Box<dyn Error>> {
     let object = json!({
         "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaDeployment",
         "metadata": {"name": "m", "namespace": "n", "uid": "u", "creationTimestamp": "2026-01-02T00:00:00Z"},
         "spec": spec,
     });
-    let object: LlamaDeployment = serde_json::from_value(object).unwrap();
-    let validated = validate(&object, &Claims::default()).unwrap();
+    let object: LlamaDeployment = serde_json::from_value(object)?;
+    let validated = validate(&object, &Claims::default())?;
     let template = GangTemplate::new(&validated.pools[0].gang, &Defaults { worker_image: "w:1".to_owned() });
     let input = build::PodInput {
         deployment: "m",
@@ -47,16 +48,16 @@ fn rendered(spec: &Value) -> Value {
         revision: "r",
         template: &template,
     };
-    let pods = build::pods(input).unwrap();
+    let pods = build::pods(input)?;
     assert_eq!(pods.len(), 1);
-    serde_json::to_value(&pods[0]).unwrap()
+    Ok(serde_json::to_value(&pods[0])?)
 }
 
 #[test]
 fn the_pod_of_a_gang_of_one_is_what_it_was() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/one-pod.json");
     let pods: serde_json::Map<String, Value> =
-        specs().iter().map(|(name, spec)| ((*name).to_owned(), rendered(spec))).collect();
+        specs().iter().map(|(name, spec)| ((*name).to_owned(), rendered(spec).unwrap())).collect();
     let text = serde_json::to_string_pretty(&pods).unwrap() + "\n";
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }

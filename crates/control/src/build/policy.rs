@@ -48,7 +48,6 @@ pub fn disruption_budget(deployment: &ValidatedDeployment, planned: &PlannedPool
             }),
             // A pod that is not Ready serves nobody: it never holds up a node that is emptied.
             unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
-            ..PodDisruptionBudgetSpec::default()
         }),
         ..PodDisruptionBudget::default()
     }

@@ -86,9 +86,10 @@ fn live(pools: &mut [Pool], room: usize, second: i64) {
     for pool in &mut *pools {
         pool.pods.retain(|pod| pod.gone_by.is_none_or(|time| time > second));
     }
-    let mut free = room.saturating_sub(pools.iter().flat_map(|pool| &pool.pods).filter(has_node).count());
+    let mut free =
+        room.saturating_sub(pools.iter().flat_map(|pool| &pool.pods).filter(|pod| has_node(pod)).count());
     let mut waiting: Vec<&mut TestPod> = pools.iter_mut().flat_map(|pool| &mut pool.pods).collect();
-    waiting.retain(|pod| !has_node(&&**pod) && pod.gone_by.is_none());
+    waiting.retain(|pod| !has_node(pod) && pod.gone_by.is_none());
     // The worst scheduler: one pod of each gang before the second one of any.
     waiting.sort_by_key(|pod| (pod.rank, pod.gang.clone()));
     for pod in waiting {
@@ -97,7 +98,7 @@ fn live(pools: &mut [Pool], room: usize, second: i64) {
     }
     for pool in pools {
         let placed: Vec<(String, usize)> =
-            pool.pods.iter().filter(has_node).map(|pod| (pod.gang.clone(), pod.of)).collect();
+            pool.pods.iter().filter(|pod| has_node(pod)).map(|pod| (pod.gang.clone(), pod.of)).collect();
         for pod in &mut pool.pods {
             let together = placed.iter().filter(|(gang, _)| *gang == pod.gang).count();
             if matches!(pod.at, At::Starting | At::Crashing) && together >= pod.of {
@@ -107,7 +108,7 @@ fn live(pools: &mut [Pool], room: usize, second: i64) {
     }
 }
 
-fn has_node(pod: &&TestPod) -> bool {
+fn has_node(pod: &TestPod) -> bool {
     matches!(pod.at, At::Starting | At::Ready | At::Crashing)
 }
 
@@ -122,8 +123,13 @@ fn any_at() -> impl Strategy<Value = At> {
     ]
 }
 
+/// Where a pod stands and when it has to be gone, where there is one.
+type AnyPod = Option<(At, Option<i64>)>;
+/// Whether it is of the revision before, its pods, and when it was made.
+type AnyGang = (bool, Vec<AnyPod>, i64);
+
 /// Some of the pods of a gang, each in whatever state, perhaps deleted.
-fn any_gang() -> impl Strategy<Value = (bool, Vec<Option<(At, Option<i64>)>>, i64)> {
+fn any_gang() -> impl Strategy<Value = AnyGang> {
     let gone_by = proptest::option::weighted(0.2, 900_i64..1020);
     let pod = proptest::option::weighted(0.8, (any_at(), gone_by));
     let whole = (1_usize..4).prop_map(|pods| vec![Some((At::Ready, None)); pods]);
@@ -131,9 +137,7 @@ fn any_gang() -> impl Strategy<Value = (bool, Vec<Option<(At, Option<i64>)>>, i6
     (any::<bool>(), pods, 0_i64..1000)
 }
 
-fn some_pods(
-    (id, (old, pods, created)): (usize, (bool, Vec<Option<(At, Option<i64>)>>, i64)),
-) -> Vec<TestPod> {
+fn some_pods((id, (old, pods, created)): (usize, AnyGang)) -> Vec<TestPod> {
     let all = gang(id, if old { "a" } else { "b" }, &vec![At::New; pods.len()], created);
     let there = all.into_iter().zip(pods);
     there.filter_map(|(pod, there)| there.map(|(at, gone_by)| TestPod { at, gone_by, ..pod })).collect()
@@ -166,6 +170,10 @@ proptest! {
         // Nothing is left to do.
         prop_assert_eq!(pools[0].pass(3000, usize::MAX), PoolPlan::default());
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     /// Two pools whose gangs hold half of what the other one needs.
     #[test]

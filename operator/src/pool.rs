@@ -1,5 +1,10 @@
 //! LlamaPool -> gangs, status.
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -45,12 +45,12 @@ where
         Ok(listed.items.into_iter().filter(|object| is_owned(object.owner_references(), owner)).collect())
     }
 
-    /// Creates it as the first of its name; false: there is one.
-    pub(crate) async fn create(&self, object: &K, manager: Manager) -> Result<bool, ReconcileError> {
+    /// Creates it as the first of its name; `None`: there is one.
+    pub(crate) async fn create(&self, object: &K, manager: Manager) -> Result<Option<K>, ReconcileError> {
         let params = PostParams { field_manager: Some(manager.name().to_owned()), ..PostParams::default() };
         match self.api.create(&params, object).await {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
+            Ok(created) => Ok(Some(created)),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(None),
             Err(error) => Err(self.failed("create", &object.name_any())(error)),
         }
     }

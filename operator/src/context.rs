@@ -24,6 +24,8 @@ const EVENT_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) defaults: Defaults,
+    /// Whether gangs of several pods are scheduled by the cluster's `PodGroup`s.
+    pub(crate) pod_groups: bool,
     pub(crate) metrics: Arc<Metrics>,
     recorder: Recorder,
     /// Failures in a row, by object; one that is well has no entry.
@@ -31,12 +33,19 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(client: Client, defaults: Defaults, metrics: Arc<Metrics>, identity: String) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        defaults: Defaults,
+        pod_groups: bool,
+        metrics: Arc<Metrics>,
+        identity: String,
+    ) -> Self {
         let reporter = Reporter { controller: "herd-operator".to_owned(), instance: Some(identity) };
         Self {
             recorder: Recorder::new(client.clone(), reporter),
             client,
             defaults,
+            pod_groups,
             metrics,
             failures: Mutex::default(),
         }

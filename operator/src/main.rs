@@ -57,6 +57,9 @@ struct Args {
     /// Namespace of the lease
     #[arg(long, env = "POD_NAMESPACE")]
     lease_namespace: Option<String>,
+    /// Schedule gangs of several pods by `PodGroup`s, where the cluster has them
+    #[arg(long, env = "HERD_POD_GROUPS", default_value_t = true, action = clap::ArgAction::Set)]
+    pod_groups: bool,
     /// Name of the lease
     #[arg(long, env = "HERD_LEASE_NAME", default_value = "herd-operator")]
     lease_name: String,
@@ -115,6 +118,7 @@ async fn work(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         worker_image,
         namespace,
         http,
+        pod_groups,
         leader_election,
         lease_namespace,
         lease_name,
@@ -136,7 +140,10 @@ async fn work(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         () = stop.cancelled() => return Ok(()),
     }
     let defaults = Defaults { worker_image };
-    let context = Arc::new(Context::new(client.clone(), defaults, Arc::clone(&metrics), identity.clone()));
+    let pod_groups = pod_groups && has_pod_groups(&client).await;
+    let reporter = identity.clone();
+    let context =
+        Arc::new(Context::new(client.clone(), defaults, pod_groups, Arc::clone(&metrics), reporter));
     let namespace = namespace.as_deref();
     if leader_election {
         let lease_namespace = lease_namespace.context("--lease-namespace is needed to elect a leader")?;
@@ -172,6 +179,21 @@ async fn resources_are_there(client: &Client, namespace: Option<&str>) {
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Whether the cluster schedules groups of pods: a beta API of Kubernetes 1.37, off by default.
+async fn has_pod_groups(client: &Client) -> bool {
+    let (version, name) = ("scheduling.k8s.io/v1beta1", "podgroups");
+    let found = match client.list_api_group_resources(version).await {
+        Ok(served) => served.resources.iter().any(|resource| resource.name == name),
+        Err(kube::Error::Api(status)) if status.is_not_found() => false,
+        Err(error) => {
+            tracing::warn!("failed to ask for the resources of {version}: {error}");
+            false
+        }
+    };
+    tracing::info!(found, "PodGroups");
+    found
 }
 
 async fn list<K>(client: &Client, namespace: Option<&str>) -> Result<(), kube::Error>

@@ -16,6 +16,7 @@ use herd_control::revision::GangTemplate;
 use herd_control::status::{Note, PoolView, notes, pool_status};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Resource as _, ResourceExt as _};
@@ -115,22 +116,36 @@ async fn make(
             gang: &gang,
             revision,
             template,
+            pod_groups: context.pod_groups,
         };
         let name = || names::revision(deployment, revision);
         let members = build::pods(input).map_err(|source| ReconcileError::Source { name: name(), source })?;
-        // The leader first: a gang that lacks others, because this ended in the middle, is seen as one that lacks pods.
-        let mut made = 0;
-        for pod in &members {
-            // An id that is taken is tried again with another one in the next pass.
-            if !pods.create(pod, Manager::Operator).await? {
-                break;
-            }
-            made += 1;
-        }
-        pods_made += made;
-        if made == members.len() {
+        pods_made += members.len();
+        if make_gang(context, input, &members, pods).await? {
             let message = format!("gang {gang} of revision {revision}");
             tell(context, about, "CreateGang", "GangCreated", message).await;
+        }
+    }
+    Ok(true)
+}
+
+/// The leader first: a gang that lacks others, because this ended in the middle, is seen as one that lacks pods. False: its id
+/// is taken, and is tried again with another one in the next pass.
+async fn make_gang(
+    context: &Context,
+    input: build::PodInput<'_>,
+    members: &[Pod],
+    pods: &Objects<Pod>,
+) -> Result<bool, ReconcileError> {
+    for (index, pod) in members.iter().enumerate() {
+        let Some(made) = pods.create(pod, Manager::Operator).await? else { return Ok(false) };
+        if index > 0 {
+            continue;
+        }
+        if let Some(group) = build::pod_group(input, &made) {
+            let groups = Api::namespaced(context.client.clone(), input.namespace);
+            let groups: Objects<PodGroup> = Objects::new(groups, "PodGroup");
+            groups.create(&group, Manager::Operator).await?;
         }
     }
     Ok(true)

@@ -32,6 +32,11 @@ pub fn pod(deployment: &str, gang: &str, first_rank: usize) -> String {
     format!("{deployment}-{gang}-{first_rank}")
 }
 
+/// `PodGroup` of a gang of several pods.
+pub fn pod_group(deployment: &str, gang: &str) -> String {
+    format!("{deployment}-{gang}")
+}
+
 /// By which other pods find [`pod`], ready or not.
 pub fn pod_host(deployment: &str, namespace: &str, gang: &str, first_rank: usize) -> String {
     format!("{}.{}.{namespace}.svc", pod(deployment, gang, first_rank), ranks_service(deployment))

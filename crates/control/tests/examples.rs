@@ -29,6 +29,7 @@ fn rendered(example: &str) -> Result<String, Box<dyn Error>> {
             gang: &format!("0000000{number}"),
             revision: &herd_control::revision::hash(gang),
             template: &template,
+            pod_groups: false,
         };
         for mut pod in build::pods(input)? {
             // Of the LlamaPool, which has no uid before it is made.

@@ -47,6 +47,7 @@ fn rendered(spec: &Value) -> Result<Value, Box<dyn Error>> {
         gang: "0123abcd",
         revision: "r",
         template: &template,
+        pod_groups: true,
     };
     let pods = build::pods(input)?;
     assert_eq!(pods.len(), 1);

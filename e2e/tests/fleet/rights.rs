@@ -6,7 +6,7 @@ use herd_e2e::with_fleet;
 #[test]
 fn operator_and_gateway_may_do_what_they_need_and_no_more() -> Result<()> {
     with_fleet(|fleet| {
-        let cases: [(&str, &[&str], &str); 12] = [
+        let cases: [(&str, &[&str], &str); 13] = [
             ("herd-operator", &["create", "pods"], "yes"),
             ("herd-operator", &["patch", "llamapools.herd.dev", "--subresource=status"], "yes"),
             ("herd-operator", &["patch", "pods"], "no"),
@@ -14,6 +14,7 @@ fn operator_and_gateway_may_do_what_they_need_and_no_more() -> Result<()> {
             ("herd-operator", &["get", "secrets"], "no"),
             ("herd-operator", &["list", "nodes"], "yes"),
             ("herd-operator", &["watch", "nodes"], "no"),
+            ("herd-operator", &["create", "podgroups.scheduling.k8s.io"], "yes"),
             ("herd-operator", &["update", "llamadeployments.herd.dev"], "no"),
             ("herd-gateway", &["watch", "endpointslices.discovery.k8s.io"], "yes"),
             ("herd-gateway", &["patch", "services"], "no"),

@@ -72,6 +72,7 @@ impl FakeApi {
                 "/apis/events.k8s.io/v1/namespaces/n/events",
                 post(|Json(event): Json<Value>| async { Json(event) }),
             )
+            .route("/apis/scheduling.k8s.io/v1beta1/namespaces/n/podgroups", post(create_group))
             .with_state(Arc::clone(&seen));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -80,12 +81,12 @@ impl FakeApi {
         Self { seen, address, _server: server }
     }
 
-    pub(super) fn context(&self) -> Context {
+    pub(super) fn context(&self, pod_groups: bool) -> Context {
         let mut config = Config::new(format!("http://{}", self.address).parse().unwrap());
         config.default_retry = false;
         let defaults = Defaults { worker_image: "w:1".to_owned() };
         let metrics = Arc::new(Metrics::new().unwrap());
-        Context::new(Client::try_from(config).unwrap(), defaults, metrics, "test".to_owned())
+        Context::new(Client::try_from(config).unwrap(), defaults, pod_groups, metrics, "test".to_owned())
     }
 
     pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -146,6 +147,16 @@ async fn create(State(seen): State<Shared>, Json(mut pod): Json<Value>) -> Respo
     seen.writes.push(write);
     seen.pods.push(pod.clone());
     (StatusCode::CREATED, Json(pod)).into_response()
+}
+
+async fn create_group(State(seen): State<Shared>, Json(group): Json<Value>) -> Response {
+    let mut seen = lock(&seen);
+    let leader = &group["metadata"]["ownerReferences"][0]["uid"];
+    assert_eq!(*leader, seen.pods[0]["metadata"]["uid"]);
+    let (name, count) = (&group["metadata"]["name"], &group["spec"]["schedulingPolicy"]["gang"]["minCount"]);
+    assert_eq!(seen.pods[0]["spec"]["schedulingGroup"]["podGroupName"], *name);
+    seen.writes.push(format!("group -{count}"));
+    (StatusCode::CREATED, Json(group)).into_response()
 }
 
 async fn delete(

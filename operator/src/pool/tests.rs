@@ -24,7 +24,7 @@ fn condition(api: &FakeApi, type_: &str) -> String {
 #[tokio::test]
 async fn a_gang_is_made_once_and_leader_first() {
     let api = FakeApi::start(of_three_pods()).await;
-    let context = api.context();
+    let context = api.context(false);
     assert!(pass(&context).await);
     assert_eq!(api.writes(), ["status", "create 0", "create 1", "create 2"]);
     assert!(pass(&context).await);
@@ -34,9 +34,23 @@ async fn a_gang_is_made_once_and_leader_first() {
 }
 
 #[tokio::test]
+async fn a_gang_of_several_pods_is_a_group_that_goes_with_its_leader() {
+    let api = FakeApi::start(of_three_pods()).await;
+    assert!(pass(&api.context(true)).await);
+    assert_eq!(api.writes(), ["status", "create 0", "group 3", "create 1", "create 2"]);
+    let names: Vec<Value> =
+        api.seen().pods.iter().map(|pod| pod["spec"]["schedulingGroup"].clone()).collect();
+    assert!(names.iter().all(|name| *name == names[0]), "{names:?}");
+    let one = json!({"source": "oci://r/m:1", "tensor": 3, "terminationGracePeriodSeconds": 600});
+    let api = FakeApi::start(one).await;
+    assert!(pass(&api.context(true)).await);
+    assert_eq!(api.writes(), ["status", "create 0"]);
+}
+
+#[tokio::test]
 async fn a_gang_that_goes_goes_leader_first() {
     let api = FakeApi::start(of_three_pods()).await;
-    let context = api.context();
+    let context = api.context(false);
     assert!(pass(&context).await);
     api.seen().pool["spec"]["targets"][0]["replicas"] = json!(0);
     api.writes();
@@ -50,7 +64,7 @@ async fn a_gang_that_goes_goes_leader_first() {
 #[tokio::test]
 async fn a_gang_that_was_not_made_to_the_end_is_given_up_and_told_of() {
     let api = FakeApi::start(of_three_pods()).await;
-    let context = api.context();
+    let context = api.context(false);
     api.seen().quota = 2;
     assert!(!pass(&context).await);
     assert_eq!(api.writes(), ["status", "create 0", "create 1"]);
@@ -74,7 +88,7 @@ async fn a_gang_that_was_not_made_to_the_end_is_given_up_and_told_of() {
 async fn what_a_gang_lacks_is_told_where_nodes_may_be_read() {
     let spec = json!({"source": "oci://r/m:1", "tensor": 3, "gpu": {}, "terminationGracePeriodSeconds": 600});
     let api = FakeApi::start(spec).await;
-    let context = api.context();
+    let context = api.context(false);
     assert!(pass(&context).await);
     let waits = json!({"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available"});
     api.seen().pods[0]["status"] = json!({"conditions": [waits]});

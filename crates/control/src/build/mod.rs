@@ -2,12 +2,14 @@
 
 mod gpu;
 mod pod;
+mod pod_group;
 mod policy;
 mod pool;
 mod revision;
 mod services;
 
 pub use pod::{PodInput, pods};
+pub use pod_group::pod_group;
 pub use policy::disruption_budget;
 pub use pool::{new_pool, pool};
 pub use revision::revision;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use herd_api::{ModelSource, Role, SourceError, labels, names, ports};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, ImageVolumeSource,
-    ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, Probe,
-    ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodSchedulingGroup, PodSecurityContext,
+    PodSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -41,6 +41,8 @@ pub struct PodInput<'a> {
     pub revision: &'a str,
     /// As stored.
     pub template: &'a GangTemplate,
+    /// Whether the cluster has `PodGroup`s, which give nodes to all pods of a gang or to none.
+    pub pod_groups: bool,
 }
 
 /// Which pod of a gang.
@@ -63,7 +65,7 @@ pub fn pods(input: PodInput<'_>) -> Result<Vec<Pod>, SourceError> {
 }
 
 fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
-    let PodInput { deployment, namespace, owner, role, gang, revision, template } = input;
+    let PodInput { deployment, namespace, owner, role, gang, revision, template, pod_groups } = input;
     let GangSpec {
         source: _,
         tensor: _,
@@ -101,6 +103,8 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
             // Together the name by which the pods of a gang find each other.
             hostname: is_one_of_several.then_some(name),
             subdomain: is_one_of_several.then(|| names::ranks_service(deployment)),
+            scheduling_group: (is_one_of_several && pod_groups)
+                .then(|| PodSchedulingGroup { pod_group_name: Some(names::pod_group(deployment, gang)) }),
             volumes: Some(vec![volume]),
             node_selector: (!node_selector.is_empty()).then(|| node_selector.clone()),
             tolerations: (!tolerations.is_empty()).then(|| tolerations.clone()),
@@ -185,7 +189,8 @@ fn worker(input: PodInput<'_>, place: Place, model: VolumeMount) -> Container {
 
 /// The operator's own, with the user's after them.
 fn env(input: PodInput<'_>, place: Place) -> Vec<EnvVar> {
-    let PodInput { deployment, namespace, owner: _, role: _, gang, revision, template } = input;
+    let PodInput { deployment, namespace, owner: _, role: _, gang, revision, template, pod_groups: _ } =
+        input;
     let Place { first_rank, ranks, pods } = place;
     let spec = &template.spec;
     let value =

@@ -2,7 +2,7 @@
 
 mod pod;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use herd_api::GangPhase;
 use herd_api::condition::reason;
@@ -146,6 +146,12 @@ fn worst_trouble(pods: &[Member], of_kind: impl Fn(TroubleKind) -> bool) -> Opti
     let (rank, Trouble { kind, reason, message }) =
         troubled.min_by_key(|(rank, trouble)| (trouble.kind, *rank))?;
     let message = match kind {
+        // Of a group the scheduler tells some pods that others found no node, and those why.
+        TroubleKind::Scheduling => {
+            let of_kind = pods.iter().filter_map(|pod| pod.trouble.as_ref()).filter(|one| one.kind == *kind);
+            let messages: BTreeSet<&str> = of_kind.map(|one| one.message.as_str()).collect();
+            messages.into_iter().collect::<Vec<_>>().join("; ")
+        }
         TroubleKind::Worker | TroubleKind::Source | TroubleKind::Lost if rank > 0 => {
             format!("the pod of rank {rank}: {message}")
         }

@@ -144,6 +144,9 @@ fn a_gang_is_what_its_worst_pod_is() {
     let waits = only(&said([ready("1"), json!({"podIP": "2"}), no_node()]));
     assert_eq!(waits.phase, GangPhase::Pending);
     assert_eq!(waits.trouble.unwrap().message, "0/2 nodes are available");
+    let refused = |message: &str| json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]});
+    let group = only(&said([refused("2 of 3 found one"), refused("2 of 3 found one"), no_node()]));
+    assert_eq!(group.trouble.unwrap().message, "0/2 nodes are available; 2 of 3 found one");
     // The follower's word is the only one there is, and says whose it is.
     let crashes = only(&said([ready("1"), crashed("ModelUnreadable", "no such file"), no_node()]));
     assert_eq!((crashes.phase, crashes.restarts), (GangPhase::CrashLooping, 2));

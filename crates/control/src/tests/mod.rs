@@ -103,6 +103,7 @@ fn pods(change: impl FnOnce(&mut Value)) -> Vec<Pod> {
         gang: "g",
         revision: "r",
         template: &template,
+        pod_groups: false,
     };
     build::pods(input).unwrap()
 }

@@ -85,6 +85,7 @@ pub(crate) fn load(
             let info = about(&cpu, model.info());
             Ok((Box::new(model), info))
         }
+        Backend::Cuda => Err(cuda()),
         Backend::Fake(fake) => load_fake(*fake),
     }
 }
@@ -104,10 +105,22 @@ pub(crate) fn load_part(
             let info = about(&cpu, ranks.info());
             Ok((ranks, info))
         }
+        Backend::Cuda => Err(cuda()),
         Backend::Fake(_) => {
             let problem = "the fake backend has all ranks in one process".to_owned();
             Err(WorkerError::Option { option: "--first-rank", problem })
         }
+    }
+}
+
+/// Why the devices there are cannot be used.
+fn cuda() -> WorkerError {
+    match herd_engine::cuda_devices() {
+        Ok(devices) => {
+            let devices: Vec<String> = devices.iter().map(ToString::to_string).collect();
+            WorkerError::BackendNotSupported { devices: devices.join(", ") }
+        }
+        Err(error) => error.into(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use herd_engine::{CheckpointError, LoadError};
+use herd_engine::{CheckpointError, CudaError, LoadError};
 use herd_model::{ConfigError, ShardError};
 
 /// A worker that cannot start, or cannot go on.
@@ -24,6 +24,20 @@ pub enum WorkerError {
         option: &'static str,
         /// What is wrong and what to give instead.
         problem: String,
+    },
+    /// Nothing to compute on.
+    #[error(
+        "the cuda backend has no device: {0}; give the pod one (accelerator.kind: GPU), or compute on the CPU \
+         (accelerator.kind: CPU)"
+    )]
+    NoDevice(#[from] CudaError),
+    /// Devices, and nothing that computes on them.
+    #[error(
+        "the cuda backend is not in this version, which computes on CPUs alone (accelerator.kind: CPU); found {devices}"
+    )]
+    BackendNotSupported {
+        /// What the driver reports.
+        devices: String,
     },
     /// A port that cannot be listened on.
     #[error("cannot listen on {address} for {purpose}: {source}")]
@@ -59,6 +73,8 @@ impl WorkerError {
             Self::Config(_) => "ModelNotSupported",
             Self::Parallelism(_) => "ImpossibleParallelism",
             Self::Option { .. } => "InvalidOption",
+            Self::NoDevice(_) => "NoDevice",
+            Self::BackendNotSupported { .. } => "BackendNotSupported",
             Self::Listen { .. } => "PortUnavailable",
             Self::Refused { .. } => "GangMismatch",
             Self::EngineStopped(_) => "EngineStopped",

@@ -25,6 +25,9 @@ struct Args {
     /// Checkpoint: config.json, safetensors, tokenizer.
     #[arg(long, env = "HERD_MODEL_DIR")]
     model_dir: PathBuf,
+    /// What computes: cpu, or cuda (NVIDIA devices).
+    #[arg(long, env = "HERD_BACKEND", default_value = "cpu")]
+    backend: BackendKind,
     /// Tensor degree.
     #[arg(long, env = "HERD_TENSOR", default_value_t = 1)]
     tensor: usize,
@@ -94,6 +97,12 @@ struct Args {
     /// How log lines look; `RUST_LOG` says which.
     #[arg(long, env = "HERD_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BackendKind {
+    Cpu,
+    Cuda,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -207,6 +216,7 @@ async fn lead(options: WorkerOptions, signals: &mut StopSignals) -> Result<(), W
 fn options(args: Args) -> WorkerOptions {
     let Args {
         model_dir,
+        backend,
         tensor,
         dtype,
         kv_blocks,
@@ -233,13 +243,16 @@ fn options(args: Args) -> WorkerOptions {
     } = args;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     WorkerOptions {
-        backend: Backend::Cpu(CpuBackend {
-            model_dir,
-            tensor,
-            dtype,
-            kv: kv_blocks.map_or(KvSize::Bytes(kv_memory), KvSize::Blocks),
-            threads: threads.unwrap_or(cores),
-        }),
+        backend: match backend {
+            BackendKind::Cpu => Backend::Cpu(CpuBackend {
+                model_dir,
+                tensor,
+                dtype,
+                kv: kv_blocks.map_or(KvSize::Bytes(kv_memory), KvSize::Blocks),
+                threads: threads.unwrap_or(cores),
+            }),
+            BackendKind::Cuda => Backend::Cuda,
+        },
         grpc,
         http,
         kv: kv_bind,

@@ -115,6 +115,8 @@ pub struct WorkerLimits {
 pub enum Backend {
     /// A checkpoint, on CPUs.
     Cpu(CpuBackend),
+    /// A checkpoint, on NVIDIA devices. This version finds them and computes nothing there: a worker does not start.
+    Cuda,
     /// No weights: for tests of everything above the engine.
     Fake(Box<FakeBackend>),
 }

@@ -4,6 +4,7 @@
 
 mod binary;
 mod cpu;
+mod cuda;
 mod descriptors;
 mod drain;
 mod fencing;

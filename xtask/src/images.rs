@@ -135,6 +135,22 @@ fn model_image(paths: &Paths, herd_cluster: &HerdCluster, name: &str) -> Result<
     ensure_image(herd_cluster, &folder, name, "1", &key, &arguments)
 }
 
+/// An image of one static program.
+pub(crate) fn tool_image(
+    paths: &Paths,
+    herd_cluster: &HerdCluster,
+    name: &str,
+    program: &Path,
+) -> Result<Image> {
+    let folder = folder(paths, name)?;
+    let entrypoint = format!("/bin/{name}");
+    // The folder of a tool is named after all that it was built from.
+    let tag = tag(&["1", &entrypoint, USER, &program.display().to_string()]);
+    let layer = format!("{}={entrypoint}", program.display());
+    let arguments = ["--layer", &layer, "--entrypoint", &entrypoint, "--user", USER];
+    Ok(ensure_image(herd_cluster, &folder, name, &tag, &tag, &arguments)?.0)
+}
+
 /// Makes NAME:TAG in the folder KEY where that is not there.
 fn ensure_image(
     herd_cluster: &HerdCluster,

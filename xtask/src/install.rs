@@ -6,10 +6,11 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 
 use crate::herd_cluster::{HerdCluster, output};
-use crate::images::{self, Images};
+use crate::images::{self, Image};
 use crate::kubectl::Kubectl;
 use crate::paths::Paths;
 use crate::progress;
+use crate::prometheus;
 use crate::release::{self, Helm};
 
 /// What there is afterwards.
@@ -35,14 +36,17 @@ pub(crate) fn install(paths: &Paths, name: &str) -> Result<Installed> {
         (cluster.join(), images)
     });
     let cluster = cluster.map_err(|_| anyhow!("the thread that starts the cluster panicked"))?;
-    let ((helm, grpcurl), images) = match (cluster, images) {
+    let (tools, images) = match (cluster, images) {
         (Ok(tools), Ok(images)) => (tools, images),
         (Err(error), Ok(_)) | (Ok(_), Err(error)) => return Err(error),
         (Err(cluster), Err(images)) => return Err(anyhow!("{cluster:#}\n{images:#}")),
     };
-    load(&program, name, &images)?;
+    let Tools { helm, grpcurl, prometheus } = tools;
+    let prometheus = images::tool_image(paths, &program, "prometheus", &prometheus)?;
+    load(&program, name, images.all().chain([&prometheus]))?;
     let folder = cluster_folder(paths, name);
     let kubectl = Kubectl::of(&folder);
+    prometheus::install(&kubectl, &prometheus)?;
     let helm = Helm::new(helm, &folder);
     release::install(paths, &helm, &kubectl, &images)?;
     Ok(Installed { kubectl, kubeconfig: folder.join("kubeconfig"), grpcurl })
@@ -53,20 +57,30 @@ pub(crate) fn remove(paths: &Paths, name: &str) -> Result<String> {
     output(HerdCluster::build(paths)?.command(&["down", "--name", name])?)
 }
 
-/// Starts the cluster; paths of helm and grpcurl. All builds come first, since they would keep a starting cluster waiting.
-fn start(program: &HerdCluster, name: &str) -> Result<(PathBuf, PathBuf)> {
+/// Programs for what runs in a cluster and beside it.
+struct Tools {
+    helm: PathBuf,
+    grpcurl: PathBuf,
+    prometheus: PathBuf,
+}
+
+/// Starts the cluster. All builds come first, since they would keep a starting cluster waiting.
+fn start(program: &HerdCluster, name: &str) -> Result<Tools> {
     progress::quietly("cluster", |_| {
-        let helm = program.tool("helm")?;
-        let grpcurl = program.tool("grpcurl")?;
+        let tools = Tools {
+            helm: program.tool("helm")?,
+            grpcurl: program.tool("grpcurl")?,
+            prometheus: program.tool("prometheus")?,
+        };
         output(program.command_with_tools(&["up", "--name", name])?)
             .context("failed to start the cluster")?;
-        Ok((helm, grpcurl))
+        Ok(tools)
     })
 }
 
-fn load(program: &HerdCluster, name: &str, images: &Images) -> Result<()> {
+fn load<'a>(program: &HerdCluster, name: &str, images: impl Iterator<Item = &'a Image>) -> Result<()> {
     progress::step("images", |_| {
-        for image in images.all() {
+        for image in images {
             let mut load = program.command(&["image", "load", "--name", name])?;
             load.arg(&image.layout);
             output(load).with_context(|| format!("failed to load {}", image.reference))?;

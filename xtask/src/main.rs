@@ -18,6 +18,7 @@ mod machine;
 mod models;
 mod paths;
 mod progress;
+mod prometheus;
 mod ready;
 mod release;
 mod step;

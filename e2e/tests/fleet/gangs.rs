@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use herd_e2e::{Fleet, Kubectl, eventually, with_fleet};
 use serde_json::{Value, json};
 
-use crate::objects::{MODEL, READY_WITHIN, condition, pods, ready, unified, wait_for};
+use crate::objects::{MODEL, READY_WITHIN, condition, pods, ready, unified};
 use crate::shared::golden;
 
 /// A gang of three pods of one rank each.
@@ -15,7 +15,7 @@ fn of_three(name: &str) -> Value {
 }
 
 /// The same tokens, with the same seeds, as `herd serve` with all ranks in one process.
-fn answers_right(fleet: &Fleet, model: &str) -> Result<()> {
+pub(crate) fn answers_right(fleet: &Fleet, model: &str) -> Result<()> {
     for (request, expected) in golden(fleet)? {
         let mut request = request.clone();
         model.clone_into(&mut request.model);
@@ -118,31 +118,6 @@ fn a_gang_that_cannot_be_whole_is_released() -> Result<()> {
         })?;
         room(fleet, slot, &[2, 1])?;
         ready(kubectl, "half")
-    })
-}
-
-#[test]
-fn a_gang_that_fits_on_no_node_says_so_and_can_be_spread() -> Result<()> {
-    with_fleet(|fleet| {
-        let namespace = fleet.namespace("e2e-too-big")?;
-        let kubectl = namespace.kubectl();
-        let resource = "herd.dev/e2e-gpu";
-        room(fleet, resource, &[2, 2])?;
-        let mut object = unified("too-big", MODEL, 3);
-        object["spec"]["accelerator"] = json!({"kind": "GPU", "resourceName": resource});
-        // There are no such devices: what is asked for is room.
-        object["spec"]["worker"]["env"] = json!([
-            {"name": "HERD_KV_MEMORY", "value": "256MiB"}, {"name": "HERD_BACKEND", "value": "cpu"},
-        ]);
-        kubectl.apply(&object)?;
-        let deployment = "llamadeployment/too-big";
-        let message = wait_for(kubectl, deployment, "Scheduled", "False", Some("Unschedulable"))?;
-        let says = format!("needs 3 {resource} on one node; the best node has 2");
-        ensure!(message.contains(&says), "{message}");
-        object["spec"]["parallelism"]["ranksPerPod"] = json!(1);
-        kubectl.apply(&object)?;
-        ready(kubectl, "too-big")?;
-        answers_right(fleet, "too-big")
     })
 }
 

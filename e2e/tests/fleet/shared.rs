@@ -105,7 +105,7 @@ fn streams() -> Vec<GenerateRequest> {
         let sampling = Sampling { ignore_eos: true, ..sampling(160, 0.8, seed) };
         request(Input::Text("Once upon a time, by the sea,".to_owned()), 1, sampling)
     };
-    (1..=6).map(stream).collect()
+    (1..=8).map(stream).collect()
 }
 
 fn question(content: &str) -> Chat {

@@ -1,6 +1,10 @@
 package boot
 
-import "herd.dev/cluster/internal/instance"
+import (
+	"fmt"
+
+	"herd.dev/cluster/internal/instance"
+)
 
 const (
 	etcd              = "etcd"
@@ -11,6 +15,9 @@ const (
 	kubelet           = "kubelet"
 	containerd        = "containerd"
 )
+
+// gpusPerNode are devices that are names only, of a real device plugin.
+const gpusPerNode = 2
 
 const etcdURL = "http://127.0.0.1:2379"
 
@@ -84,7 +91,7 @@ func nodePrograms(of instance.Instance, state instance.State, k int) []program {
 	}
 	return []program{
 		named(containerd, "containerd", "--config="+of.NodeConfig(node, "containerd.toml")),
-		named(kubelet, "kubernetes", "kubelet",
+		named(kubelet, "env", fmt.Sprintf("HERD_FAKE_GPUS=%d", gpusPerNode), "kubernetes", "kubelet",
 			"--config="+of.NodeConfig(node, "kubelet.yaml"),
 			"--kubeconfig="+of.NodeConfig(node, "kubelet.conf"),
 			"--hostname-override="+node,

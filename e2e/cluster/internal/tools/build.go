@@ -73,7 +73,7 @@ func (b Builder) build(tool Tool, dir string) error {
 	}
 	for _, pkg := range tool.packages {
 		command := exec.Command("go", "build", "-trimpath", "-buildvcs=false",
-			"-ldflags", "-s -w "+tool.ldflags, "-o", fresh+"/", pkg)
+			"-ldflags", "-s -w "+tool.ldflags, "-tags", tool.tags, "-o", fresh+"/", pkg)
 		command.Dir = filepath.Join(b.Sources, tool.Name)
 		command.Env = append(os.Environ(), "CGO_ENABLED=0")
 		command.Stdout, command.Stderr = os.Stderr, os.Stderr
@@ -101,6 +101,9 @@ func (b Builder) key(tool Tool) (string, error) {
 		return "", fmt.Errorf("go version: %w", err)
 	}
 	fmt.Fprintf(sum, "%s\n%q\n%q\n", text, tool.packages, tool.ldflags)
+	if tool.tags != "" {
+		fmt.Fprintf(sum, "%q\n", tool.tags)
+	}
 	var files []string
 	for _, pattern := range []string{"*.go", "go.mod", "go.sum"} {
 		matches, err := filepath.Glob(filepath.Join(dir, pattern))

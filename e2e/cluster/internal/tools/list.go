@@ -14,6 +14,7 @@ type Tool struct {
 	Name     string
 	packages []string
 	ldflags  string
+	tags     string
 	// links are further names of the program of the tool's own name.
 	links []string
 }
@@ -38,6 +39,12 @@ var all = []Tool{
 	{Name: "coredns", packages: []string{"."}},
 	{Name: "pause", packages: []string{"."}},
 	{Name: "helm", packages: []string{"helm.sh/helm/v3/cmd/helm"}},
+	{
+		Name:     "prometheus",
+		packages: []string{"github.com/prometheus/prometheus/cmd/prometheus"},
+		// Of all service discoveries Kubernetes' alone; without the web pages, which are no part of the module.
+		tags: "remove_all_sd,enable_kubernetes_sd",
+	},
 	{Name: "grpcurl", packages: []string{"github.com/fullstorydev/grpcurl/cmd/grpcurl"}},
 }
 

@@ -30,8 +30,13 @@ var components = map[string]func() *cobra.Command{
 	"kube-controller-manager": controllermanager.NewControllerManagerCommand,
 	"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 	"kube-proxy":              proxy.NewProxyCommand,
-	"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
+	"kubelet":                 newKubeletCommand,
 	"kubectl":                 kubectl.NewDefaultKubectlCommand,
+}
+
+func newKubeletCommand() *cobra.Command {
+	go serveGPUs()
+	return kubelet.NewKubeletCommand(context.Background())
 }
 
 // main runs the component named by the file name (a link) or else by the

@@ -19,6 +19,12 @@ pub(crate) fn all(paths: &Paths, activity: &Activity) -> Result<String> {
     build(paths, &programs.map(|program| ["--bin", program]).concat(), activity)
 }
 
+/// Builds the benchmarks' program.
+pub(crate) fn bench(paths: &Paths, activity: &Activity) -> Result<(PathBuf, String)> {
+    let how = build(paths, &["--bin", "herd-bench"], activity)?;
+    Ok((path(paths, "herd-bench"), how))
+}
+
 /// Builds the `herd` command.
 pub(crate) fn herd(paths: &Paths) -> Result<PathBuf> {
     build(paths, &["--bin", "herd"], &Activity::default())?;

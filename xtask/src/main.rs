@@ -1,6 +1,7 @@
 //! Every developer command: `cargo xtask --help`.
 
 mod ask;
+mod bench;
 mod binaries;
 mod cargo_test;
 mod cluster;
@@ -68,6 +69,9 @@ enum Command {
         /// Only tests with this in their name
         filter: Option<String>,
     },
+    /// Measure, beside a peer in the same run
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Check format, lints, licences and documentation
     Lint,
     /// Format the code
@@ -101,6 +105,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::E2e { keep, filter } => Ok(e2e::run_alone(&paths, keep, filter.as_deref())),
+        Command::Bench(bench) => bench::run(&paths, bench),
         Command::Test { fast } => Ok(test::run(&paths, fast)),
         Command::Lint => Ok(test::lint(&paths)),
         Command::Fmt => test::fmt(&paths),

@@ -10,6 +10,7 @@ mod coverage;
 mod frame;
 mod handshake;
 mod landing;
+mod loopback;
 mod receiver;
 mod sender;
 
@@ -19,6 +20,7 @@ pub use frame::{ClaimedHeader, FrameError, FrameHeader, HEADER_BYTES};
 pub(crate) use frame::{u16_at, u32_at, u64_at};
 pub use handshake::{HELLO_BYTES, Hello, MAX_FINGERPRINT_BYTES, REPLY_BYTES, Reject, Reply};
 pub(crate) use landing::Landing;
+pub use loopback::Loopback;
 pub(crate) use receiver::{Receiver, Store, receive};
 pub(crate) use sender::{Outgoing, Progress, Route, send};
 

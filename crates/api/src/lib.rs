@@ -7,7 +7,6 @@ pub mod labels;
 pub mod names;
 mod pool;
 pub mod ports;
-mod source;
 
 pub use deployment::{
     Accelerator, AcceleratorKind, Dtype, EnvVar, LlamaDeployment, LlamaDeploymentSpec, LlamaDeploymentStatus,
@@ -17,7 +16,7 @@ pub use pool::{
     DeploymentRef, GangFailure, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, Role,
     Target,
 };
-pub use source::{ModelSource, SourceError};
+pub use herd_model::{BucketModel, HubModel, ModelSource, SourceError};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;

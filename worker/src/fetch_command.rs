@@ -109,7 +109,8 @@ impl Task {
             Self::PrepareCache(_) | Self::Pause => (LogFormat::Json, None),
         };
         start_logging(log_format);
-        let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+        {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::error!("cannot start a runtime: {error}");
@@ -245,6 +246,8 @@ mod tests {
         assert_eq!(parse_size("500Gi"), Ok(500 << 30));
         assert_eq!(parse_size("2T"), Ok(2_000_000_000_000));
         assert_eq!(parse_size("7"), Ok(7));
-        assert!(parse_size("1GiB").is_err() && parse_size("Gi").is_err() && parse_size("99999999Ti").is_err());
+        assert!(
+            parse_size("1GiB").is_err() && parse_size("Gi").is_err() && parse_size("99999999Ti").is_err()
+        );
     }
 }

@@ -12,11 +12,11 @@ pub use deployment::{
     Accelerator, AcceleratorKind, Dtype, EnvVar, LlamaDeployment, LlamaDeploymentSpec, LlamaDeploymentStatus,
     Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate, Resources, Revisions, Slo, WorkerTemplate,
 };
+pub use herd_model::{BucketModel, HubModel, ModelSource, SourceError};
 pub use pool::{
     DeploymentRef, GangFailure, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, Role,
     Target,
 };
-pub use herd_model::{BucketModel, HubModel, ModelSource, SourceError};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;

@@ -131,8 +131,14 @@ mod tests {
 
     /// Four layers over three files, with what many repositories have beside.
     const LISTED: [&str; 8] = [
-        "config.json", "tokenizer.json", "README.md", "original/consolidated.00.pth", "1.safetensors", "2.safetensors",
-        "3.safetensors", INDEX_FILE,
+        "config.json",
+        "tokenizer.json",
+        "README.md",
+        "original/consolidated.00.pth",
+        "1.safetensors",
+        "2.safetensors",
+        "3.safetensors",
+        INDEX_FILE,
     ];
     const INDEX: &str = r#"{"weight_map": {
         "model.embed_tokens.weight": "1.safetensors", "model.layers.0.x": "1.safetensors",
@@ -162,7 +168,8 @@ mod tests {
         assert_eq!(weights(2, 4), ["2.safetensors"]);
         assert_eq!(weights(0, 1).len(), 3);
         for (stages, layers) in [(1, 4), (3, 4), (4, 4), (3, 126)] {
-            let parts: Vec<_> = (0..stages).map(|one| Stage::new(one, stages, layers).unwrap().layers).collect();
+            let parts: Vec<_> =
+                (0..stages).map(|one| Stage::new(one, stages, layers).unwrap().layers).collect();
             assert!(parts.windows(2).all(|two| two[0].end == two[1].start), "{parts:?}");
             assert_eq!((parts[0].start, parts[stages - 1].end), (0, layers));
         }

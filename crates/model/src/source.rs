@@ -154,7 +154,11 @@ mod tests {
     fn four_schemes_are_known() {
         let hub = |revision: Option<&str>| {
             let (organisation, name) = ("a".to_owned(), "b.1".to_owned());
-            Ok(ModelSource::HuggingFace(HubModel { organisation, name, revision: revision.map(str::to_owned) }))
+            Ok(ModelSource::HuggingFace(HubModel {
+                organisation,
+                name,
+                revision: revision.map(str::to_owned),
+            }))
         };
         assert_eq!(parsed("hf://a/b.1@c"), hub(Some("c")));
         assert_eq!(parsed("hf://a/b.1@refs/pr/1"), hub(Some("refs/pr/1")));
@@ -171,9 +175,25 @@ mod tests {
         assert_eq!(parsed("pvc://c"), claim("c", ""));
         assert_eq!(parsed("pvc://c/x/y/"), claim("c", "x/y"));
         for wrong in [
-            "", "oci", "oci://", "pvc:///x", "file:///x", "OCI://x", "oci://a b", "pvc://c/../x", "hf://a",
-            "hf://a/b/c", "hf://../b", "hf://a/..", "hf://a/b@", "hf://a/b@../c", "hf://a/b?c", "s3://b/../c",
-            "s3://b/c//d", "s3://../c", "s3://b%2f/c",
+            "",
+            "oci",
+            "oci://",
+            "pvc:///x",
+            "file:///x",
+            "OCI://x",
+            "oci://a b",
+            "pvc://c/../x",
+            "hf://a",
+            "hf://a/b/c",
+            "hf://../b",
+            "hf://a/..",
+            "hf://a/b@",
+            "hf://a/b@../c",
+            "hf://a/b?c",
+            "s3://b/../c",
+            "s3://b/c//d",
+            "s3://../c",
+            "s3://b%2f/c",
         ] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }

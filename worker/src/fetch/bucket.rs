@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use herd_model::{BucketModel, SIDE_FILES, is_weights};
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::error::FetchError;
 use super::http::{Http, chain};
-use super::object_http::ObjectHttp;
+use super::object_http::{ObjectHttp, Seen};
 use super::remote::{Checksum, Content, Opened, RemoteFile, Secret};
 use super::retry::Retry;
 
@@ -49,7 +49,7 @@ pub(super) struct Bucket {
     endpoint: String,
     secret: Option<String>,
     has_key: bool,
-    is_encrypted: Arc<AtomicBool>,
+    seen: Arc<Seen>,
 }
 
 impl Bucket {
@@ -61,10 +61,11 @@ impl Bucket {
         retry: Retry,
     ) -> Result<Self, FetchError> {
         let BucketOptions { endpoint, region, access_key_id, secret_access_key, session_token } = options;
-        let is_encrypted = Arc::new(AtomicBool::new(false));
-        let http = ObjectHttp { http: Http::new(&what, retry)?, is_encrypted: Arc::clone(&is_encrypted) };
+        let seen = Arc::<Seen>::default();
+        let http = ObjectHttp { http: Http::new(&what, retry)?, seen: Arc::clone(&seen) };
         // Tries are ours: they know the pauses that servers ask for.
-        let once = RetryConfig { max_retries: 0, retry_timeout: retry.limit, backoff: BackoffConfig::default() };
+        let once =
+            RetryConfig { max_retries: 0, retry_timeout: retry.limit, backoff: BackoffConfig::default() };
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&model.bucket)
             .with_region(region.unwrap_or_else(|| DEFAULT_REGION.to_owned()))
@@ -87,22 +88,16 @@ impl Bucket {
             }
             (id, _) => {
                 let option = if id.is_some() { "AWS_SECRET_ACCESS_KEY" } else { "AWS_ACCESS_KEY_ID" };
-                return Err(FetchError::Option { option, problem: "is missing, and the other is there".to_owned() });
+                return Err(FetchError::Option {
+                    option,
+                    problem: "is missing, and the other is there".to_owned(),
+                });
             }
         };
-        let store = builder.build().map_err(|error| FetchError::Option {
-            option: "AWS_ENDPOINT_URL",
-            problem: chain(&error),
-        })?;
-        Ok(Self {
-            store,
-            what,
-            model,
-            endpoint: endpoint.unwrap_or_default(),
-            secret,
-            has_key,
-            is_encrypted,
-        })
+        let store = builder
+            .build()
+            .map_err(|error| FetchError::Option { option: "AWS_ENDPOINT_URL", problem: chain(&error) })?;
+        Ok(Self { store, what, model, endpoint: endpoint.unwrap_or_default(), secret, has_key, seen })
     }
 
     pub(super) fn what(&self) -> &str {
@@ -138,13 +133,15 @@ impl Bucket {
                 what: self.what.clone(),
                 problem: format!("{} was written anew", file.name),
             }),
-            Err(error) => Err(self.failed(&error, &format!("{}/{}", self.what.trim_end_matches('/'), file.name))),
+            Err(error) => {
+                Err(self.failed(&error, &format!("{}/{}", self.what.trim_end_matches('/'), file.name)))
+            }
         }
     }
 
     /// Whether an MD5 that is listed is one.
     pub(super) fn etags_are_checksums(&self) -> bool {
-        !self.is_encrypted.load(Ordering::Relaxed)
+        !self.seen.is_encrypted.load(Ordering::Relaxed)
     }
 
     fn folder(&self) -> Path {
@@ -187,7 +184,8 @@ impl Bucket {
     }
 
     fn changed(&self, objects: &BTreeMap<String, ObjectMeta>, pin: &str) -> FetchError {
-        let then: i64 = pin.rsplit_once('-').and_then(|(_, seconds)| seconds.parse().ok()).unwrap_or(i64::MAX);
+        let then: i64 =
+            pin.rsplit_once('-').and_then(|(_, seconds)| seconds.parse().ok()).unwrap_or(i64::MAX);
         let newer = objects.iter().filter(|(_, object)| object.last_modified.timestamp() > then);
         let mut names: Vec<&str> = newer.map(|(name, _)| name.as_str()).collect();
         let more = names.len().saturating_sub(MAX_NAMED);
@@ -210,22 +208,26 @@ impl Bucket {
             None => "the key of AWS_ACCESS_KEY_ID".to_owned(),
         };
         let give = "give model.secretRef: {name: SECRET}, a Secret with accessKeyId and secretAccessKey";
-        match error {
-            object_store::Error::Unauthenticated { .. } | object_store::Error::PermissionDenied { .. }
-                if !self.has_key =>
-            {
+        // Of a listing that is refused it says no kind. Listings are asked for one after another.
+        let status = match error {
+            object_store::Error::Unauthenticated { .. } => 401,
+            object_store::Error::PermissionDenied { .. } => 403,
+            object_store::Error::NotFound { .. } => 404,
+            _ => self.seen.status.load(Ordering::Relaxed),
+        };
+        match status {
+            401 | 403 if !self.has_key => {
                 FetchError::Unauthorized { what, advice: format!("{give} ({said})") }
             }
-            object_store::Error::Unauthenticated { .. } => {
-                FetchError::Unauthorized { what, advice: format!("{key} is not valid here ({said})") }
-            }
-            object_store::Error::PermissionDenied { .. } => {
+            401 => FetchError::Unauthorized { what, advice: format!("{key} is not valid here ({said})") },
+            403 => {
                 let advice = format!("{key} is not valid here, or may not list and read it ({said})");
                 FetchError::Forbidden { what, advice }
             }
-            object_store::Error::NotFound { .. } => {
-                FetchError::NotFound { what, advice: format!("is the name right, and the endpoint? ({said})") }
-            }
+            404 => FetchError::NotFound {
+                what,
+                advice: format!("is the name right, and the endpoint? ({said})"),
+            },
             _ => FetchError::BadAnswer { what, problem: said },
         }
     }
@@ -300,7 +302,8 @@ mod tests {
     #[test]
     fn half_a_key_is_named() {
         let model = BucketModel { bucket: "b".to_owned(), prefix: String::new() };
-        let options = BucketOptions { access_key_id: Some(Secret("id".to_owned())), ..BucketOptions::default() };
+        let options =
+            BucketOptions { access_key_id: Some(Secret("id".to_owned())), ..BucketOptions::default() };
         let error = Bucket::new("s3://b".to_owned(), model, None, options, Retry::default()).unwrap_err();
         assert!(error.to_string().starts_with("AWS_SECRET_ACCESS_KEY: is missing"), "{error}");
     }

@@ -118,10 +118,17 @@ impl Cache {
             }
         }
         if freed < lacks_bound {
-            let in_use = others.iter().filter(|other| removed.iter().all(|(one, _)| one.folder != other.folder));
+            let in_use =
+                others.iter().filter(|other| removed.iter().all(|(one, _)| one.folder != other.folder));
             let advice = self.in_use(in_use);
             let used = own_used + claimed - freed;
-            return Err(FetchError::CacheFull { what: what.to_owned(), needed, used, bound: self.bound, advice });
+            return Err(FetchError::CacheFull {
+                what: what.to_owned(),
+                needed,
+                used,
+                bound: self.bound,
+                advice,
+            });
         }
         if freed < lacks_disk {
             let (what, free) = (what.to_owned(), free + freed);

@@ -103,7 +103,8 @@ impl Download<'_> {
             match self.remote.open(self.pin, file, from).await? {
                 Opened::Content(content) if content.from <= from => content,
                 Opened::Content(Content { from: begins, .. }) => {
-                    let problem = format!("{} from byte {from} on was asked for, from {begins} on came", file.name);
+                    let problem =
+                        format!("{} from byte {from} on was asked for, from {begins} on came", file.name);
                     return Err(FetchError::BadAnswer { what: self.remote.what().to_owned(), problem }.into());
                 }
                 Opened::Shorter => return Err(Failed::Wrong(self.wrong_size(file, "ends before that"))),
@@ -122,7 +123,8 @@ impl Download<'_> {
         if came > file.size {
             return Err(Failed::Wrong(self.wrong_size(file, "goes on after that")));
         }
-        if let Some((kind, listed)) = listed(&file.checksum).filter(|_| self.remote.is_checksum(&file.checksum))
+        if let Some((kind, listed)) =
+            listed(&file.checksum).filter(|_| self.remote.is_checksum(&file.checksum))
             && sum != listed
         {
             let (what, file, listed) = (self.remote.what().to_owned(), file.name.clone(), listed.to_owned());
@@ -170,10 +172,13 @@ impl Download<'_> {
         let written = writer.await.map_err(|error| FetchError::Internal(error.to_string()))?;
         match written {
             Ok(sum) => Ok((came, cut, sum)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
                 let (what, cache) = (self.remote.what().to_owned(), self.folder.to_owned());
                 let needed = file.size - already_there(self.folder, file);
-                Err(FetchError::DiskFull { what, needed, free: space::free(&cache).unwrap_or(0), cache }.into())
+                Err(FetchError::DiskFull { what, needed, free: space::free(&cache).unwrap_or(0), cache }
+                    .into())
             }
             Err(source) => Err(FetchError::Io { action: "write", path: part.to_owned(), source }.into()),
         }

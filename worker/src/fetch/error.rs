@@ -47,7 +47,9 @@ pub enum FetchError {
         advice: String,
     },
     /// Too many requests, and a pause that is too long to wait for here.
-    #[error("{what} is asked too often and wants a pause of {asked:?}, longer than the {limit:?} that are waited for")]
+    #[error(
+        "{what} is asked too often and wants a pause of {asked:?}, longer than the {limit:?} that are waited for"
+    )]
     RateLimited {
         /// The source.
         what: String,
@@ -73,7 +75,9 @@ pub enum FetchError {
         problem: String,
     },
     /// Other files than when the revision was made.
-    #[error("{what} has changed since this revision was made: {problem}; a new revision takes it as it is now")]
+    #[error(
+        "{what} has changed since this revision was made: {problem}; a new revision takes it as it is now"
+    )]
     Changed {
         /// The source.
         what: String,

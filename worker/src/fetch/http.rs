@@ -47,7 +47,9 @@ impl Http {
         let since = Instant::now();
         let mut tries = 0;
         loop {
-            let again = request.try_clone().ok_or_else(|| FetchError::Internal("a request with a body".to_owned()))?;
+            let again = request
+                .try_clone()
+                .ok_or_else(|| FetchError::Internal("a request with a body".to_owned()))?;
             let (problem, asked) = match self.client.execute(again).await {
                 Ok(response) if !is_passing(response.status()) => return Ok(response),
                 Ok(response) => (format!("HTTP {}", response.status()), asked(response.headers())),
@@ -55,9 +57,11 @@ impl Http {
             };
             let Some(pause) = self.retry.pause(tries, since.elapsed(), asked, random()) else {
                 return Err(match asked {
-                    Some(asked) if asked >= self.retry.limit => {
-                        FetchError::RateLimited { what: self.what.to_string(), asked, limit: self.retry.limit }
-                    }
+                    Some(asked) if asked >= self.retry.limit => FetchError::RateLimited {
+                        what: self.what.to_string(),
+                        asked,
+                        limit: self.retry.limit,
+                    },
                     _ => FetchError::Unreachable { what: self.what.to_string(), problem },
                 });
             };
@@ -69,7 +73,9 @@ impl Http {
 }
 
 fn is_passing(status: StatusCode) -> bool {
-    status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::REQUEST_TIMEOUT || status.is_server_error()
+    status == StatusCode::TOO_MANY_REQUESTS
+        || status == StatusCode::REQUEST_TIMEOUT
+        || status.is_server_error()
 }
 
 /// In seconds: servers of models give no dates.
@@ -99,7 +105,9 @@ mod tests {
 
     #[test]
     fn a_pause_is_asked_for_in_seconds() {
-        let headers = |value: &'static str| HeaderMap::from_iter([(RETRY_AFTER, http::HeaderValue::from_static(value))]);
+        let headers = |value: &'static str| {
+            HeaderMap::from_iter([(RETRY_AFTER, http::HeaderValue::from_static(value))])
+        };
         assert_eq!(asked(&headers(" 7")), Some(Duration::from_secs(7)));
         assert_eq!(asked(&headers("Fri, 31 Dec 1999 23:59:59 GMT")), None);
         assert_eq!(asked(&HeaderMap::new()), None);
@@ -109,7 +117,8 @@ mod tests {
     fn only_what_passes_is_tried_again() {
         let passing = [408, 429, 500, 503].map(|code| is_passing(StatusCode::from_u16(code).unwrap()));
         assert_eq!(passing, [true; 4]);
-        let lasting = [200, 302, 401, 403, 404, 412, 416].map(|code| is_passing(StatusCode::from_u16(code).unwrap()));
+        let lasting =
+            [200, 302, 401, 403, 404, 412, 416].map(|code| is_passing(StatusCode::from_u16(code).unwrap()));
         assert_eq!(lasting, [false; 7]);
     }
 }

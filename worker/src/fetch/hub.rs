@@ -91,7 +91,10 @@ impl Hub {
         }
         let token = token.map(|Secret(token)| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|_| {
-                FetchError::Option { option: "HF_TOKEN", problem: "has characters that no token has".to_owned() }
+                FetchError::Option {
+                    option: "HF_TOKEN",
+                    problem: "has characters that no token has".to_owned(),
+                }
             })?;
             value.set_sensitive(true);
             Ok::<_, FetchError>(value)
@@ -164,7 +167,9 @@ impl Hub {
                     Ok(Opened::Content(content(response, begins)))
                 }
                 StatusCode::RANGE_NOT_SATISFIABLE => Ok(Opened::Shorter),
-                status => Err(self.refused(status, response.headers(), &format!("{}/{}", self.what, file.name))),
+                status => {
+                    Err(self.refused(status, response.headers(), &format!("{}/{}", self.what, file.name)))
+                }
             };
         }
         Err(self.bad(format!("more than {MAX_REDIRECTS} redirects for {}", file.name)))

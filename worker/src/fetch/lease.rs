@@ -18,7 +18,7 @@ const TOUCH_EVERY: Duration = Duration::from_mins(1);
 /// Held as long as the worker lives.
 #[derive(Debug)]
 pub struct ModelLease {
-    _file: File,
+    file: File,
     touching: JoinHandle<()>,
 }
 
@@ -39,12 +39,14 @@ impl ModelLease {
                 }
             }
         });
-        Ok(Self { _file: file, touching })
+        Ok(Self { file, touching })
     }
 }
 
 impl Drop for ModelLease {
     fn drop(&mut self) {
         self.touching.abort();
+        // The task may hold the file a little longer.
+        let _ = self.file.unlock();
     }
 }

@@ -36,7 +36,12 @@ pub(super) fn try_lock(file: &File, share: Share) -> io::Result<bool> {
 }
 
 /// Waits for it; false where that took too long.
-pub(super) async fn lock(file: &File, share: Share, wait: Duration, mut waits: impl FnMut()) -> io::Result<bool> {
+pub(super) async fn lock(
+    file: &File,
+    share: Share,
+    wait: Duration,
+    mut waits: impl FnMut(),
+) -> io::Result<bool> {
     let began = Instant::now();
     let mut told = false;
     while !try_lock(file, share)? {

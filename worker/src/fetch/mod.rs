@@ -149,7 +149,8 @@ impl Fetch<'_> {
             Some(listed) => listed,
             None => {
                 let listed = self.remote.list(self.pin).await?;
-                let json = serde_json::to_vec(&listed).map_err(|error| FetchError::Internal(error.to_string()))?;
+                let json =
+                    serde_json::to_vec(&listed).map_err(|error| FetchError::Internal(error.to_string()))?;
                 self.snapshot.write_manifest(&json)?;
                 listed
             }
@@ -173,7 +174,12 @@ impl Fetch<'_> {
             return Ok(0);
         }
         self.cache.make_room(self.snapshot, Wanted { what, needed, total }).await?;
-        tracing::info!("{what}: {} files, {}, of which {} are missing", files.len(), size(total), size(needed));
+        tracing::info!(
+            "{what}: {} files, {}, of which {} are missing",
+            files.len(),
+            size(total),
+            size(needed)
+        );
         let progress = Progress::new(total, there);
         let (remote, pin, folder) = (self.remote, self.pin, model.as_path());
         let download = Download { remote, pin, folder, progress: &progress, retry: self.retry };

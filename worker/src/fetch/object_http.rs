@@ -1,14 +1,15 @@
 //! Sends the requests of `object_store` as all others are sent, and looks at what answers say of an object's checksum.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use async_trait::async_trait;
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody,
+    HttpService,
 };
 use reqwest::Request;
 
@@ -21,8 +22,16 @@ const CUSTOMER_ENCRYPTION: &str = "x-amz-server-side-encryption-customer-algorit
 #[derive(Clone, Debug)]
 pub(super) struct ObjectHttp {
     pub(super) http: Http,
-    /// Set once an answer says that ETags are no checksums here.
-    pub(super) is_encrypted: Arc<AtomicBool>,
+    pub(super) seen: Arc<Seen>,
+}
+
+/// What answers said that `object_store` does not pass on.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// ETags are no checksums here.
+    pub(super) is_encrypted: AtomicBool,
+    /// Of the last answer.
+    pub(super) status: AtomicU16,
 }
 
 impl HttpConnector for ObjectHttp {
@@ -44,8 +53,9 @@ impl HttpService for ObjectHttp {
         }
         let response = self.http.send(request).await;
         let response = response.map_err(|error| HttpError::new(HttpErrorKind::Unknown, error))?;
+        self.seen.status.store(response.status().as_u16(), Ordering::Relaxed);
         if etags_are_no_checksums(response.headers()) {
-            self.is_encrypted.store(true, Ordering::Relaxed);
+            self.seen.is_encrypted.store(true, Ordering::Relaxed);
         }
         let (parts, body) = http::Response::from(response).into_parts();
         let body = body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error.without_url()));

@@ -26,7 +26,9 @@ impl Progress {
 
     /// They have to come once more.
     pub(super) fn take_back(&self, bytes: u64) {
-        let _ = self.done.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |done| Some(done.saturating_sub(bytes)));
+        let _ = self
+            .done
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |done| Some(done.saturating_sub(bytes)));
     }
 
     /// Runs `task` and says from time to time how far it is.

@@ -52,11 +52,8 @@ pub(super) fn random() -> f64 {
 mod tests {
     use super::*;
 
-    const RETRY: Retry = Retry {
-        first: Duration::from_secs(1),
-        most: Duration::from_secs(8),
-        limit: Duration::from_secs(60),
-    };
+    const RETRY: Retry =
+        Retry { first: Duration::from_secs(1), most: Duration::from_secs(8), limit: Duration::from_secs(60) };
 
     fn seconds(pause: Option<Duration>) -> Option<f64> {
         pause.map(|pause| pause.as_secs_f64())
@@ -64,7 +61,8 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_a_bound_and_are_spread() {
-        let pauses: Vec<_> = (0..6).map(|tries| seconds(RETRY.pause(tries, Duration::ZERO, None, 1.0))).collect();
+        let pauses: Vec<_> =
+            (0..6).map(|tries| seconds(RETRY.pause(tries, Duration::ZERO, None, 1.0))).collect();
         assert_eq!(pauses, [1.0, 2.0, 4.0, 8.0, 8.0, 8.0].map(Some));
         assert_eq!(seconds(RETRY.pause(1, Duration::ZERO, None, 0.0)), Some(1.0));
         assert_eq!(seconds(RETRY.pause(u32::MAX, Duration::ZERO, None, 1.0)), Some(8.0));

@@ -10,9 +10,10 @@ pub mod ports;
 
 pub use deployment::{
     Accelerator, AcceleratorKind, Dtype, EnvVar, LlamaDeployment, LlamaDeploymentSpec, LlamaDeploymentStatus,
-    Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate, Resources, Revisions, Slo, WorkerTemplate,
+    Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate, Resources, Revisions, SecretRef, Slo,
+    WorkerTemplate,
 };
-pub use herd_model::{BucketModel, HubModel, ModelSource, SourceError};
+pub use herd_model::{BucketModel, HubModel, ModelSource, SourceError, is_pin};
 pub use pool::{
     DeploymentRef, GangFailure, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, Role,
     Target,

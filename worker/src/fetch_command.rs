@@ -14,6 +14,10 @@ use herd_worker::{StopSignals, TerminationMessage};
 
 use crate::{LogFormat, start_logging};
 
+/// Seconds. A download goes on through troubles of its source; a question that has no answer is to be told of soon.
+const DOWNLOAD_PATIENCE: u64 = 600;
+const QUESTION_PATIENCE: u64 = 30;
+
 /// Tasks around models that are downloaded. Tokens and keys are read from `HF_TOKEN`, `AWS_ACCESS_KEY_ID`,
 /// `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`, servers from `HF_ENDPOINT`, `AWS_ENDPOINT_URL` and `AWS_REGION`.
 #[derive(Debug, Parser)]
@@ -37,9 +41,9 @@ pub(crate) struct SourceArgs {
     /// Secret that tokens and keys are from, for messages.
     #[arg(long, env = "HERD_MODEL_SECRET")]
     secret: Option<String>,
-    /// Seconds without progress after which it is given up.
-    #[arg(long, env = "HERD_FETCH_PATIENCE", default_value_t = 600)]
-    patience: u64,
+    /// Seconds without progress after which it is given up; 600 for a download, 30 for a question, unless given.
+    #[arg(long, env = "HERD_FETCH_PATIENCE")]
+    patience: Option<u64>,
     /// Where the reason of a fatal error is written, if the file exists.
     #[arg(long, env = "HERD_TERMINATION_LOG", default_value = "/dev/termination-log")]
     termination_log: PathBuf,
@@ -140,7 +144,7 @@ impl Task {
             Self::Resolve(ResolveArgs { source }) => {
                 let log = source.termination_log.clone();
                 tokio::select! {
-                    ended = resolve(source_options(source)) => {
+                    ended = resolve(source_options(source, QUESTION_PATIENCE)) => {
                         let json = serde_json::to_string(&ended?);
                         tell(&json.map_err(|error| FetchError::Internal(error.to_string()))?, &log)
                     }
@@ -177,7 +181,7 @@ fn prepare(PrepareArgs { cache, user }: &PrepareArgs) -> Result<(), FetchError> 
     Ok(())
 }
 
-fn source_options(args: SourceArgs) -> SourceOptions {
+fn source_options(args: SourceArgs, default_patience: u64) -> SourceOptions {
     let SourceArgs { source, secret, patience, termination_log: _, log_format: _ } = args;
     // One that is empty is one that is not given.
     let given = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
@@ -193,14 +197,14 @@ fn source_options(args: SourceArgs) -> SourceOptions {
             secret_access_key: secret_of("AWS_SECRET_ACCESS_KEY"),
             session_token: secret_of("AWS_SESSION_TOKEN"),
         },
-        retry: Retry { limit: Duration::from_secs(patience), ..Retry::default() },
+        retry: Retry { limit: Duration::from_secs(patience.unwrap_or(default_patience)), ..Retry::default() },
     }
 }
 
 fn fetch_options(args: FetchArgs) -> FetchOptions {
     let FetchArgs { source, pin, cache, folder, size, pipeline, stage, wait, grace } = args;
     FetchOptions {
-        source: source_options(source),
+        source: source_options(source, DOWNLOAD_PATIENCE),
         pin,
         cache,
         folder,

@@ -49,7 +49,11 @@ impl FakeApi {
             "metadata": {"name": "m-unified", "namespace": "n", "uid": "pool", "generation": 1},
             "spec": {"deploymentRef": {"name": "m"}, "role": "unified", "targets": target},
         });
-        let template = GangTemplate { spec: serde_json::from_value(spec).unwrap(), image: "w:1".to_owned() };
+        let template = GangTemplate {
+            spec: serde_json::from_value(spec).unwrap(),
+            image: "w:1".to_owned(),
+            download: None,
+        };
         let seen = Arc::new(Mutex::new(Seen {
             pool,
             pods: Vec::new(),

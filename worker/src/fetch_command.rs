@@ -175,6 +175,13 @@ fn prepare(PrepareArgs { cache, user }: &PrepareArgs) -> Result<(), FetchError> 
     let failed = |action| move |source| FetchError::Io { action, path: cache.clone(), source };
     let now = std::fs::metadata(cache).map_err(failed("read"))?;
     if (now.uid(), now.gid()) != (*user, *user) {
+        let entries = std::fs::read_dir(cache).map_err(failed("read"))?;
+        let mut others = entries.flatten().filter(|entry| entry.file_name() != "lost+found");
+        // A folder that others use is not taken from them.
+        if others.next().is_some() {
+            let problem = format!("{} belongs to user {} and is not empty", cache.display(), now.uid());
+            return Err(FetchError::Option { option: "--cache", problem });
+        }
         chown(cache, Some(*user), Some(*user)).map_err(failed("change the owner of"))?;
     }
     tracing::info!("pods of user {user} may write to {}", cache.display());

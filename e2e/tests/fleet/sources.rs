@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
-use herd_e2e::{Fleet, Kubectl, with_fleet};
+use herd_e2e::{Fleet, Kubectl, eventually, with_fleet};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Runtime;
@@ -166,7 +166,10 @@ fn a_model_of_a_hub_is_pinned_and_served() -> Result<()> {
         let pins: Vec<&str> =
             revisions.iter().filter_map(|one| one["data"]["download"]["pin"].as_str()).collect();
         ensure!(pins.len() == 1 && pins[0].starts_with(COMMIT), "{revisions:?}");
-        ensure!(kubectl.list("pods", "herd.dev/resolves")?.is_empty(), "who asked has not gone");
+        eventually("the pod that asked to go", READY_WITHIN, || {
+            ensure!(kubectl.list("pods", "herd.dev/resolves")?.is_empty(), "it is there");
+            Ok(())
+        })?;
 
         // The branch moves, to where there is nothing, and the gang is lost.
         let asked = machine.resolved();

@@ -1,5 +1,10 @@
 //! LlamaDeployment -> revisions, Services, disruption budgets, LlamaPools, status.
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use herd_api::{GangPhase, LlamaDeployment, LlamaPool, ModelStatus, labels};

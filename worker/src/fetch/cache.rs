@@ -99,7 +99,7 @@ impl Cache {
         let read = |path: &Path| FetchError::io("read", path);
         let own_used = space::used(&own.model()).map_err(read(&own.model()))?;
         let mut others = Vec::new();
-        self.find(&self.root, MAX_DEPTH, &own.folder, &mut others);
+        find(&self.root, MAX_DEPTH, &own.folder, &mut others);
         others.sort_by_key(|other| other.last_used);
         let claimed: u64 = others.iter().map(|other| other.claimed).sum();
         let coming: u64 = others.iter().map(|other| other.claimed - other.used).sum();
@@ -141,25 +141,6 @@ impl Cache {
         }
         let path = own.folder.join(RESERVED);
         fs::write(&path, total.to_string()).map_err(FetchError::io("write", &path))
-    }
-
-    /// What cannot be looked at is none of ours, or has just gone.
-    fn find(&self, folder: &Path, depth: usize, own: &Path, found: &mut Vec<Other>) {
-        let Some(depth) = depth.checked_sub(1) else { return };
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path == own || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            match fs::metadata(path.join(LEASE)).and_then(|lease| lease.modified()) {
-                Ok(last_used) => {
-                    let used = space::used(&path.join(MODEL)).unwrap_or(0);
-                    let claimed = if is_downloading(&path) { reserved(&path).max(used) } else { used };
-                    found.push(Other { folder: path, used, claimed, last_used });
-                }
-                Err(_) => self.find(&path, depth, own, found),
-            }
-        }
     }
 
     /// The lease, alone, of a model that nobody uses and that has something to remove.
@@ -223,6 +204,25 @@ impl Snapshot {
         let (path, fresh) = (self.folder.join(MANIFEST), self.folder.join(format!("{MANIFEST}.part")));
         fs::write(&fresh, json).map_err(FetchError::io("write", &fresh))?;
         fs::rename(&fresh, &path).map_err(FetchError::io("rename to", &path))
+    }
+}
+
+/// What cannot be looked at is none of ours, or has just gone.
+fn find(folder: &Path, depth: usize, own: &Path, found: &mut Vec<Other>) {
+    let Some(depth) = depth.checked_sub(1) else { return };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path == own || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        match fs::metadata(path.join(LEASE)).and_then(|lease| lease.modified()) {
+            Ok(last_used) => {
+                let used = space::used(&path.join(MODEL)).unwrap_or(0);
+                let claimed = if is_downloading(&path) { reserved(&path).max(used) } else { used };
+                found.push(Other { folder: path, used, claimed, last_used });
+            }
+            Err(_) => find(&path, depth, own, found),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::retry::{Retry, random};
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Without a byte.
-const READ_DEADLINE: Duration = Duration::from_secs(60);
+const READ_DEADLINE: Duration = Duration::from_mins(1);
 const USER_AGENT: &str = concat!("herd-worker/", env!("CARGO_PKG_VERSION"));
 
 /// A client for one source.

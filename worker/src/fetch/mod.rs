@@ -95,13 +95,11 @@ pub async fn resolve(options: SourceOptions) -> Result<Resolved, FetchError> {
     } else {
         Some(FilesError::NoWeights)
     };
-    match problem {
-        Some(problem) => Err(FetchError::Files { what: remote.what().to_owned(), problem }),
-        None => {
-            let needed = files.iter().filter(|file| is_weights(&file.name) || is_side(&file.name));
-            Ok(Resolved { bytes: needed.map(|file| file.size).sum(), pin })
-        }
+    if let Some(problem) = problem {
+        return Err(FetchError::Files { what: remote.what().to_owned(), problem });
     }
+    let needed = files.iter().filter(|file| is_weights(&file.name) || is_side(&file.name));
+    Ok(Resolved { bytes: needed.map(|file| file.size).sum(), pin })
 }
 
 /// Brings what is missing of a model.
@@ -145,15 +143,14 @@ impl Fetch<'_> {
 
     async fn run(&self) -> Result<Fetched, FetchError> {
         let known = self.snapshot.manifest().and_then(|json| serde_json::from_slice(&json).ok());
-        let listed: Vec<RemoteFile> = match known {
-            Some(listed) => listed,
-            None => {
-                let listed = self.remote.list(self.pin).await?;
-                let json =
-                    serde_json::to_vec(&listed).map_err(|error| FetchError::Internal(error.to_string()))?;
-                self.snapshot.write_manifest(&json)?;
-                listed
-            }
+        let listed: Vec<RemoteFile> = if let Some(listed) = known {
+            listed
+        } else {
+            let listed = self.remote.list(self.pin).await?;
+            let json =
+                serde_json::to_vec(&listed).map_err(|error| FetchError::Internal(error.to_string()))?;
+            self.snapshot.write_manifest(&json)?;
+            listed
         };
         // Which weights are needed stands in one of them.
         let side: Vec<&RemoteFile> = listed.iter().filter(|file| is_side(&file.name)).collect();

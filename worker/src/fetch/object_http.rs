@@ -28,7 +28,7 @@ pub(super) struct ObjectHttp {
 /// What answers said that `object_store` does not pass on.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// ETags are no checksums here.
+    /// `ETags` are no checksums here.
     pub(super) is_encrypted: AtomicBool,
     /// Of the last answer.
     pub(super) status: AtomicU16,

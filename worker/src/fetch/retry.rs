@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     const RETRY: Retry =
-        Retry { first: Duration::from_secs(1), most: Duration::from_secs(8), limit: Duration::from_secs(60) };
+        Retry { first: Duration::from_secs(1), most: Duration::from_secs(8), limit: Duration::from_mins(1) };
 
     fn seconds(pause: Option<Duration>) -> Option<f64> {
         pause.map(|pause| pause.as_secs_f64())

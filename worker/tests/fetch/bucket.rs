@@ -26,7 +26,7 @@ pub(crate) struct State {
     pub(crate) instead: HashMap<String, Vec<Response>>,
     /// By key: where the next answer ends.
     pub(crate) ends: HashMap<String, End>,
-    /// ETags are no checksums.
+    /// `ETags` are no checksums.
     pub(crate) is_encrypted: bool,
 }
 

@@ -118,7 +118,7 @@ impl Node {
             folder,
             bound: self.bound,
             stage: None,
-            wait: Duration::from_secs(60),
+            wait: Duration::from_mins(1),
             grace: Duration::ZERO,
         }
     }

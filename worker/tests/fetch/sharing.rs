@@ -11,7 +11,7 @@ use crate::hub::{Fault, Hub, REPOSITORY};
 use crate::model::{FIRST, Node, SECOND, from_hub, is_whole, pin, state};
 use crate::server::{End, Request};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn until(mut condition: impl FnMut() -> bool) {
     let wait = async {

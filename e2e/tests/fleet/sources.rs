@@ -124,14 +124,14 @@ impl Machine {
         let runtime = Runtime::new()?;
         let any = format!("{address}:0");
         let hub = runtime.block_on(Hub::listen(state, &any, &any, &address));
-        let endpoint = hub.hub.url();
+        let endpoint = hub.api.url();
         Ok(Self { hub, endpoint, _runtime: runtime })
     }
 
     /// Times that its branch was asked for.
     fn resolved(&self) -> usize {
         let is_question = |request: &&Request| request.path().contains("/revision/");
-        self.hub.hub.seen().iter().filter(is_question).count()
+        self.hub.api.seen().iter().filter(is_question).count()
     }
 
     fn deployment(&self, name: &str, secret: &str) -> Value {

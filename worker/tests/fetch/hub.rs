@@ -53,7 +53,7 @@ pub(crate) struct State {
 pub(crate) const REPOSITORY: &str = "herd/tiny";
 
 pub(crate) struct Hub {
-    pub(crate) hub: Server,
+    pub(crate) api: Server,
     pub(crate) content: Server,
     pub(crate) state: Arc<Mutex<State>>,
 }
@@ -71,9 +71,10 @@ impl Hub {
             Server::listen(content, move |request| large(&mut of_content.lock().unwrap(), request)).await;
         let elsewhere = format!("http://{host}:{}", content.address().port());
         let of_hub = Arc::clone(&state);
-        let hub =
-            Server::listen(hub, move |request| api(&mut of_hub.lock().unwrap(), request, &elsewhere)).await;
-        Self { hub, content, state }
+        let api =
+            Server::listen(hub, move |request| answer(&mut of_hub.lock().unwrap(), request, &elsewhere))
+                .await;
+        Self { api, content, state }
     }
 
     pub(crate) fn fault(&self, file: &str, faults: impl IntoIterator<Item = Fault>) {
@@ -81,7 +82,7 @@ impl Hub {
     }
 }
 
-fn api(state: &mut State, request: &Request, elsewhere: &str) -> Response {
+fn answer(state: &mut State, request: &Request, elsewhere: &str) -> Response {
     let path = request.path().trim_start_matches('/').to_owned();
     if let Some(token) = &state.token {
         match request.headers.get("authorization") {

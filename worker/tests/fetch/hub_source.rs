@@ -26,12 +26,12 @@ async fn ranks_get_the_files_they_need_once() {
     let fetched = node.fetch(source.clone(), &pin).await.unwrap();
     is_whole(&node.model(&source, &pin), 1);
     assert_eq!(fetched.bytes, fetched.downloaded);
-    assert!(hub.hub.asked_for("README.md").is_empty() && hub.content.asked_for(".pth").is_empty());
+    assert!(hub.api.asked_for("README.md").is_empty() && hub.content.asked_for(".pth").is_empty());
     // Another pod of the node asks nobody.
-    let asked = hub.hub.seen().len();
+    let asked = hub.api.seen().len();
     let again = node.fetch(source, &pin).await.unwrap();
     assert_eq!((again.bytes, again.downloaded), (fetched.bytes, 0));
-    assert_eq!(hub.hub.seen().len(), asked);
+    assert_eq!(hub.api.seen().len(), asked);
 }
 
 #[tokio::test]
@@ -193,7 +193,7 @@ async fn a_token_goes_to_the_hub_alone() {
     node.fetch(source.clone(), &pin).await.unwrap();
     is_whole(&node.model(&source, &pin), 1);
     let with_token = |request: &crate::server::Request| request.headers.contains_key("authorization");
-    assert!(hub.hub.seen().iter().all(with_token));
+    assert!(hub.api.seen().iter().all(with_token));
     assert!(!hub.content.seen().is_empty() && !hub.content.seen().iter().any(with_token));
 }
 

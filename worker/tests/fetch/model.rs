@@ -1,6 +1,7 @@
 //! A model in two weight files, and what surrounds a download of it.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,7 +54,10 @@ pub(crate) const NEEDED: [&str; 5] =
     ["config.json", FIRST, SECOND, "model.safetensors.index.json", "tokenizer.json"];
 
 fn hex(digest: &digest::Digest) -> String {
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest.as_ref().iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").unwrap();
+        hex
+    })
 }
 
 pub(crate) fn hub_file(name: &str, bytes: Vec<u8>) -> HubFile {
@@ -88,7 +92,7 @@ pub(crate) fn from_hub(hub: &Hub, token: Option<&str>) -> SourceOptions {
     SourceOptions {
         source: format!("hf://{REPOSITORY}"),
         secret: token.map(|_| "hub-token".to_owned()),
-        hub: HubOptions { endpoint: Some(hub.hub.url()), token: token.map(|token| Secret(token.to_owned())) },
+        hub: HubOptions { endpoint: Some(hub.api.url()), token: token.map(|token| Secret(token.to_owned())) },
         bucket: BucketOptions::default(),
         retry: RETRY,
     }

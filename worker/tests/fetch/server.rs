@@ -1,6 +1,7 @@
 //! An HTTP server that answers one request a connection, byte for byte as it is told to.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
@@ -155,7 +156,7 @@ async fn answer(
     let body = &body[from..];
     let mut head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
+        write!(head, "{name}: {value}\r\n").unwrap();
     }
     connection.write_all(format!("{head}\r\n").as_bytes()).await?;
     if request.method == "HEAD" {

@@ -33,7 +33,7 @@ fn process(node: &Node, hub: &Hub, pin: &str) -> Child {
         .env("HERD_CACHE_FOLDER", format!("hf/{REPOSITORY}/{pin}"))
         .env("HERD_CACHE_SIZE", "1Gi")
         .env("HERD_LOG_FORMAT", "json")
-        .env("HF_ENDPOINT", hub.hub.url())
+        .env("HF_ENDPOINT", hub.api.url())
         .env_remove("RUST_LOG")
         .env_remove("HF_TOKEN")
         .stderr(Stdio::piped());
@@ -145,7 +145,7 @@ async fn a_fatal_error_is_written_down() {
     let run = |task: &str, source: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_herd-worker"));
         command.args([task, "--source", source, "--log-format", "json", "--termination-log"]).arg(&log);
-        command.env("HF_ENDPOINT", hub.hub.url()).env_remove("HF_TOKEN").stderr(Stdio::piped());
+        command.env("HF_ENDPOINT", hub.api.url()).env_remove("HF_TOKEN").stderr(Stdio::piped());
         let child = command.stdout(Stdio::piped()).spawn().unwrap();
         ended(child)
     };

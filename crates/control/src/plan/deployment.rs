@@ -89,7 +89,7 @@ pub fn plan_deployment(deployment: &ValidatedDeployment, observed: &ObservedDepl
     let pin = match pin::find(deployment, observed) {
         Pin::None => None,
         Pin::Known(pin) => Some(pin),
-        Pin::Unknown(asked) => return hold(deployment, observed, asked),
+        Pin::Unknown(asked) => return hold(deployment, observed, *asked),
     };
     // Once what they found is stored they are not needed.
     let mut plan = DeploymentPlan { delete_resolvers: pin::ids(resolvers), ..DeploymentPlan::default() };

@@ -38,7 +38,7 @@ pub(super) enum Pin {
     /// Kubernetes brings them.
     None,
     Known(String),
-    Unknown(Asked),
+    Unknown(Box<Asked>),
 }
 
 /// What is done to know them.
@@ -88,7 +88,7 @@ pub(super) fn find(deployment: &ValidatedDeployment, observed: &ObservedDeployme
     let mut unresolved = Unresolved { source: first.source.clone(), trouble: None };
     let Some(asks) = asks.first() else {
         let resolve = Some(PlannedResolver { word: wanted, spec: first.clone() });
-        return Pin::Unknown(Asked { unresolved, resolve, delete });
+        return Pin::Unknown(Box::new(Asked { unresolved, resolve, delete }));
     };
     match Resolution::of(asks) {
         Resolution::Done(pin) => return Pin::Known(pin),
@@ -101,7 +101,7 @@ pub(super) fn find(deployment: &ValidatedDeployment, observed: &ObservedDeployme
             unresolved.trouble = Some(trouble);
         }
     }
-    Pin::Unknown(Asked { unresolved, resolve: None, delete })
+    Pin::Unknown(Box::new(Asked { unresolved, resolve: None, delete }))
 }
 
 /// The same for the same fields of all roles.

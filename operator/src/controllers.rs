@@ -70,6 +70,7 @@ async fn deployments(context: Arc<Context>, namespace: Option<&str>, stop: Cance
         .owns(api::<Watched<LlamaPool>>(&client, namespace), made())
         .owns(api::<Service>(&client, namespace), made())
         .owns(api::<PodDisruptionBudget>(&client, namespace), made())
+        .owns(api::<Pod>(&client, namespace), watcher::Config::default().labels(labels::RESOLVES_SELECTOR))
         // When one goes or changes, a name may be free for another.
         .watches(
             api::<Watched<LlamaDeployment>>(&client, namespace),

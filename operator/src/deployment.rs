@@ -1,9 +1,15 @@
 //! LlamaDeployment -> revisions, Services, disruption budgets, LlamaPools, status.
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use herd_api::{GangPhase, LlamaDeployment, LlamaPool, ModelStatus, labels};
-use herd_control::plan::{ObservedDeployment, plan_deployment};
+use herd_control::gang::PodId;
+use herd_control::plan::{ObservedDeployment, Unresolved, plan_deployment};
 use herd_control::status::{DeploymentView, deployment_status, notes};
 use herd_control::{Claims, Refusal, ValidatedDeployment, build, gang, validate};
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -38,17 +44,31 @@ pub(crate) async fn reconcile(
         Ok(validated) => (None, Some(validated)),
         Err(refusal) => (Some(refusal), None),
     };
-    if let Some(validated) = &accepted {
-        of.make(context, validated, &observed).await?;
-    }
+    let unresolved = match &accepted {
+        Some(validated) => of.make(context, validated, &observed).await?,
+        None => None,
+    };
     // What was just made is part of the answer.
     let pools = of.pools.owned(&selector(name), &uid).await?;
     let model = of.model(&deployment, &pools, name).await;
-    of.write_status(context, &deployment, &pools, refusal.as_ref(), accepted.as_ref(), model).await
+    let made = Made { refusal, accepted, unresolved };
+    of.write_status(context, &deployment, &pools, made, model).await
 }
 
 fn selector(name: &str) -> String {
     format!("{}={name}", labels::DEPLOYMENT)
+}
+
+/// What became of a pass.
+struct Made {
+    refusal: Option<Refusal>,
+    accepted: Option<ValidatedDeployment>,
+    unresolved: Option<Unresolved>,
+}
+
+/// Pods that ask its source what it has.
+fn resolvers(name: &str) -> String {
+    format!("{},app.kubernetes.io/instance={name}", labels::RESOLVES_SELECTOR)
 }
 
 /// What a LlamaDeployment is made of, in its namespace.
@@ -58,6 +78,7 @@ struct Of {
     revisions: Objects<ControllerRevision>,
     services: Objects<Service>,
     budgets: Objects<PodDisruptionBudget>,
+    resolvers: Objects<Pod>,
     pods: Api<Pod>,
 }
 
@@ -70,6 +91,7 @@ impl Of {
             revisions: Objects::new(Api::namespaced(client(), namespace), "ControllerRevision"),
             services: Objects::new(Api::namespaced(client(), namespace), "Service"),
             budgets: Objects::new(Api::namespaced(client(), namespace), "PodDisruptionBudget"),
+            resolvers: Objects::new(Api::namespaced(client(), namespace), "Pod"),
             pods: Api::namespaced(client(), namespace),
         }
     }
@@ -79,6 +101,8 @@ impl Of {
         Ok(ObservedDeployment {
             pools: self.pools.owned(&selector, uid).await?,
             revisions: self.revisions.owned(&selector, uid).await?,
+            resolvers: self.resolvers.owned(&resolvers(name), uid).await?,
+            now: Timestamp::now(),
         })
     }
 
@@ -88,7 +112,7 @@ impl Of {
         context: &Context,
         deployment: &ValidatedDeployment,
         observed: &ObservedDeployment,
-    ) -> Result<(), ReconcileError> {
+    ) -> Result<Option<Unresolved>, ReconcileError> {
         let plan = plan_deployment(deployment, observed);
         for planned in &plan.revisions {
             let revision = build::revision(deployment, planned, &context.defaults)
@@ -113,7 +137,16 @@ impl Of {
         for revision in &plan.delete_revisions {
             self.revisions.delete(revision, None).await?;
         }
-        Ok(())
+        if let Some(planned) = &plan.resolve {
+            let resolver = build::resolver(deployment, planned, &context.defaults)
+                .map_err(|source| ReconcileError::Source { name: planned.word.clone(), source })?;
+            self.resolvers.create(&resolver, Manager::Operator).await?;
+        }
+        // After what they found was stored.
+        for PodId { name, uid } in plan.delete_resolvers {
+            self.resolvers.delete(&name, Some(uid)).await?;
+        }
+        Ok(plan.unresolved)
     }
 
     /// Asked of a gang once for each revision that serves.
@@ -154,17 +187,18 @@ impl Of {
         context: &Context,
         deployment: &LlamaDeployment,
         pools: &[LlamaPool],
-        refusal: Option<&Refusal>,
-        accepted: Option<&ValidatedDeployment>,
+        made: Made,
         model: Option<ModelStatus>,
     ) -> Result<(), ReconcileError> {
-        let taken = accepted.and_then(|accepted| {
+        let Made { refusal, accepted, unresolved } = made;
+        let taken = accepted.as_ref().and_then(|accepted| {
             accepted.name_taken.as_deref().map(|message| (message, !accepted.served_names.is_empty()))
         });
         let status = deployment_status(DeploymentView {
             deployment,
             pools,
-            refusal,
+            refusal: refusal.as_ref(),
+            unresolved: unresolved.as_ref(),
             name_taken: taken,
             model: model.as_ref(),
             now: Timestamp::now(),

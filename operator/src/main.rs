@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Parser, ValueEnum};
 use herd_api::{LlamaDeployment, LlamaPool};
-use herd_control::revision::Defaults;
+use herd_control::revision::{Defaults, ModelCache};
 use kube::Client;
 use kube::api::ListParams;
 use tokio::net::TcpListener;
@@ -45,6 +45,12 @@ struct Args {
     /// Image of workers, unless a LlamaDeployment names another
     #[arg(long, env = "HERD_WORKER_IMAGE")]
     worker_image: String,
+    /// Folder of the nodes where pods keep models that they download; each pod has its own unless given
+    #[arg(long, env = "HERD_MODEL_CACHE_PATH")]
+    model_cache_path: Option<String>,
+    /// What all models in it, or those of a pod, may have: a number with Mi, Gi or Ti
+    #[arg(long, env = "HERD_MODEL_CACHE_SIZE", default_value = "500Gi", value_parser = cache_size)]
+    model_cache_size: String,
     /// Only LlamaDeployments of this namespace; all unless given
     #[arg(long, env = "HERD_WATCH_NAMESPACE")]
     namespace: Option<String>,
@@ -116,6 +122,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
 async fn work(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let Args {
         worker_image,
+        model_cache_path,
+        model_cache_size,
         namespace,
         http,
         pod_groups,
@@ -139,7 +147,8 @@ async fn work(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         () = resources_are_there(&client, namespace.as_deref()) => ready.store(true, Ordering::Relaxed),
         () = stop.cancelled() => return Ok(()),
     }
-    let defaults = Defaults { worker_image };
+    let path = model_cache_path.filter(|path| !path.is_empty());
+    let defaults = Defaults { worker_image, model_cache: ModelCache { path, size: model_cache_size } };
     let pod_groups = pod_groups && has_pod_groups(&client).await;
     let reporter = identity.clone();
     let context =
@@ -163,6 +172,15 @@ async fn work(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         controllers::run(context, namespace, stop).await;
     }
     Ok(())
+}
+
+/// As the worker reads it, and Kubernetes too.
+fn cache_size(text: &str) -> Result<String, String> {
+    let number = ["Mi", "Gi", "Ti"].iter().find_map(|unit| text.strip_suffix(unit));
+    match number.filter(|number| number.parse::<u32>().is_ok_and(|number| number > 0)) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(format!("{text:?} is not a whole number with Mi, Gi or Ti")),
+    }
 }
 
 /// Waits until the API server answers and knows the custom resources.

@@ -10,6 +10,7 @@ mod deadline;
 mod decode;
 mod drain;
 mod error;
+pub mod fetch;
 mod gang;
 mod http;
 mod identity;

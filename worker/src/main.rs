@@ -1,14 +1,17 @@
 //! `herd-worker`: one gang, until SIGTERM or a fatal error.
 
+mod fetch_command;
+
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use herd_engine::DEFAULT_STEP_TOKENS;
 use herd_model::Dtype;
+use herd_worker::fetch::ModelLease;
 use herd_worker::{
     Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, Follower, GangPart,
     KvSize, Role, StopSignals, TerminationMessage, Worker, WorkerError, WorkerLimits, WorkerOptions,
@@ -20,7 +23,10 @@ const RUNTIME_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Serves one gang of a model: internal gRPC, KV transfer, health and metrics.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    version,
+    after_help = "Also: herd-worker fetch, resolve, prepare-cache, pause; each has a --help of its own."
+)]
 struct Args {
     /// Checkpoint: config.json, safetensors, tokenizer.
     #[arg(long, env = "HERD_MODEL_DIR")]
@@ -94,6 +100,9 @@ struct Args {
     /// Where the reason of a fatal error is written, if the file exists.
     #[arg(long, env = "HERD_TERMINATION_LOG", default_value = "/dev/termination-log")]
     termination_log: PathBuf,
+    /// Lease of a downloaded model, held as long as it is served.
+    #[arg(long, env = "HERD_MODEL_LEASE")]
+    model_lease: Option<PathBuf>,
     /// How log lines look; `RUST_LOG` says which.
     #[arg(long, env = "HERD_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -129,6 +138,9 @@ enum LogFormat {
 }
 
 fn main() -> ExitCode {
+    if let Some(task) = fetch_command::asked() {
+        return task.run();
+    }
     let args = Args::parse();
     start_logging(args.log_format);
     let termination_log = args.termination_log.clone();
@@ -158,10 +170,20 @@ fn run(args: Args) -> Result<(), WorkerError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(internal)?;
     let ended = runtime.block_on(async {
         let mut signals = StopSignals::listen().map_err(internal)?;
+        let _lease = hold(args.model_lease.as_deref()).await?;
         serve(options(args), &mut signals).await
     });
     runtime.shutdown_timeout(RUNTIME_DEADLINE);
     ended
+}
+
+async fn hold(lease: Option<&Path>) -> Result<Option<ModelLease>, WorkerError> {
+    let Some(path) = lease else { return Ok(None) };
+    let problem = |error| WorkerError::Option {
+        option: "--model-lease",
+        problem: format!("cannot hold {}: {error}", path.display()),
+    };
+    ModelLease::hold(path).await.map(Some).map_err(problem)
 }
 
 async fn serve(options: WorkerOptions, signals: &mut StopSignals) -> Result<(), WorkerError> {
@@ -239,6 +261,7 @@ fn options(args: Args) -> WorkerOptions {
         role,
         drain_deadline,
         termination_log: _,
+        model_lease: _,
         log_format: _,
     } = args;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::WorkerError;
+use crate::fetch::FetchError;
 
 /// Kubernetes keeps this much of a termination message, bytes; JSON that is cut there would be no JSON.
 const MAX_BYTES: usize = 4096;
@@ -19,6 +20,12 @@ pub struct TerminationMessage {
 
 impl From<&WorkerError> for TerminationMessage {
     fn from(error: &WorkerError) -> Self {
+        Self { reason: error.reason(), message: error.to_string() }
+    }
+}
+
+impl From<&FetchError> for TerminationMessage {
+    fn from(error: &FetchError) -> Self {
         Self { reason: error.reason(), message: error.to_string() }
     }
 }

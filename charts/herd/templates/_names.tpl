@@ -11,6 +11,8 @@
 
 {{- define "herd.gateway" -}}{{ include "herd.fullname" . }}-gateway{{- end -}}
 
+{{- define "herd.modelCache" -}}{{ include "herd.fullname" . }}-model-cache{{- end -}}
+
 {{/* What finds a component's pods; it never changes. Takes (list . "operator"). */}}
 {{- define "herd.selectorLabels" -}}
 {{- $root := index . 0 -}}

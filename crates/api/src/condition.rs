@@ -34,8 +34,12 @@ pub mod reason {
     pub const UNSCHEDULABLE: &str = "Unschedulable";
     /// Not all pods have been looked at by the scheduler, or there are none.
     pub const UNKNOWN: &str = "Unknown";
-    /// Nothing serves this scheme yet.
-    pub const SOURCE_NOT_SUPPORTED: &str = "SourceNotSupported";
+    /// A pod asks the source what it has now.
+    pub const RESOLVING: &str = "Resolving";
+    /// A pod downloads the model.
+    pub const DOWNLOADING: &str = "Downloading";
+    /// A Secret for a source that asks for none.
+    pub const SECRET_NOT_NEEDED: &str = "SecretNotNeeded";
     /// The source says nothing that could be read.
     pub const SOURCE_INVALID: &str = "SourceInvalid";
     /// The image, of the model or the worker, cannot be pulled.

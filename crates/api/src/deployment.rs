@@ -73,13 +73,19 @@ pub struct LlamaDeploymentSpec {
 /// What is served.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.secretRef) || self.source.matches('^(hf|s3)://')")
+    .message("secretRef is of hf:// and s3:// sources")
+    .reason(Reason::FieldValueInvalid))]
 pub struct Model {
-    /// hf://ORG/NAME, oci://REGISTRY/NAME:TAG (an image with the checkpoint at its root), pvc://CLAIM[/FOLDER] or s3://BUCKET/KEY.
+    /// hf://ORG/NAME[@REVISION], oci://REGISTRY/NAME:TAG (an image with the checkpoint at its root), pvc://CLAIM[/FOLDER] or s3://BUCKET[/PREFIX].
     #[schemars(length(min = 1, max = 1024))]
     #[x_kube(validation = Rule::new("self.matches('^(hf|oci|pvc|s3)://[^/]')")
-        .message("model.source must be hf://ORG/NAME, oci://IMAGE, pvc://CLAIM[/FOLDER] or s3://BUCKET/KEY")
+        .message("model.source must be hf://ORG/NAME[@REVISION], oci://IMAGE, pvc://CLAIM[/FOLDER] or s3://BUCKET[/PREFIX]")
         .reason(Reason::FieldValueInvalid))]
     pub source: String,
+    /// Who asks for it: a Secret of the same namespace with a key token for hf://; accessKeyId, secretAccessKey and, where needed, sessionToken, region and endpoint for s3://.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
     /// Names that clients ask for; metadata.name unless given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 128), regex(pattern = r"^\S+$")))]
@@ -92,6 +98,14 @@ pub struct Model {
     /// Of activations and KV cache on the CPU; bf16 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
+}
+
+/// A Secret of the same namespace.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct SecretRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
 }
 
 /// Of activations and KV cache.

@@ -27,6 +27,11 @@ pub const SERVED_NAMES: &str = "herd.dev/served-names";
 /// what it was made from.
 pub const PODS: &str = "herd.dev/pods";
 
+/// Of a pod that asks a model's source what it has now: the word for what it is asked for.
+pub const RESOLVES: &str = "herd.dev/resolves";
+/// Finds these pods.
+pub const RESOLVES_SELECTOR: &str = "app.kubernetes.io/managed-by=herd-operator,herd.dev/resolves";
+
 /// `app.kubernetes.io/managed-by` of all that the operator makes.
 pub const MANAGED_BY: &str = "herd-operator";
 /// Finds all that the operator makes.

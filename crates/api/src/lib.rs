@@ -7,17 +7,17 @@ pub mod labels;
 pub mod names;
 mod pool;
 pub mod ports;
-mod source;
 
 pub use deployment::{
     Accelerator, AcceleratorKind, Dtype, EnvVar, LlamaDeployment, LlamaDeploymentSpec, LlamaDeploymentStatus,
-    Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate, Resources, Revisions, Slo, WorkerTemplate,
+    Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate, Resources, Revisions, SecretRef, Slo,
+    WorkerTemplate,
 };
+pub use herd_model::{BucketModel, HubModel, ModelSource, SourceError, is_pin};
 pub use pool::{
     DeploymentRef, GangFailure, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, Role,
     Target,
 };
-pub use source::{ModelSource, SourceError};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;

@@ -32,6 +32,11 @@ pub fn pod(deployment: &str, gang: &str, first_rank: usize) -> String {
     format!("{deployment}-{gang}-{first_rank}")
 }
 
+/// Pod that asks a model's source what it has now.
+pub fn resolver(deployment: &str, word: &str) -> String {
+    format!("{deployment}-{word}-resolve")
+}
+
 /// `PodGroup` of a gang of several pods.
 pub fn pod_group(deployment: &str, gang: &str) -> String {
     format!("{deployment}-{gang}")

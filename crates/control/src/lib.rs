@@ -6,6 +6,7 @@
 pub mod build;
 pub mod gang;
 pub mod plan;
+mod resolve;
 pub mod revision;
 pub mod room;
 pub mod status;
@@ -13,4 +14,5 @@ pub mod status;
 mod tests;
 mod validate;
 
+pub use resolve::Resolution;
 pub use validate::{Claims, GangSpec, Gpu, Refusal, ValidatedDeployment, ValidatedPool, validate};

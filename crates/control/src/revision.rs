@@ -18,6 +18,33 @@ const HASH_DIGITS: usize = 10;
 pub struct Defaults {
     /// Image of workers.
     pub worker_image: String,
+    /// Where pods keep models that they download.
+    pub model_cache: ModelCache,
+}
+
+/// Where pods keep models that they download.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelCache {
+    /// A folder of the node, for all pods there; each pod has its own otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// What all models in it may have, as Kubernetes writes sizes.
+    pub size: String,
+}
+
+impl Default for ModelCache {
+    fn default() -> Self {
+        Self { path: None, size: "500Gi".to_owned() }
+    }
+}
+
+/// How pods come by a model that Kubernetes does not bring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Download {
+    /// Which files of the source: it is of no other ones.
+    pub pin: String,
+    /// Where they are kept.
+    pub cache: ModelCache,
 }
 
 /// All that a gang's pods are built from. Stored in a `ControllerRevision` when the revision is first seen, so that another
@@ -29,6 +56,9 @@ pub struct GangTemplate {
     pub spec: GangSpec,
     /// The worker's image, the default filled in.
     pub image: String,
+    /// Of a source whose files pods download.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<Download>,
 }
 
 /// Why a stored revision cannot be used.
@@ -46,8 +76,21 @@ pub enum RevisionError {
 
 /// A name for these fields: equal fields, equal name, whatever operator looks.
 pub fn hash(spec: &GangSpec) -> String {
+    hash_pinned(spec, None)
+}
+
+/// A name for these fields and the files of their source.
+pub fn hash_pinned(spec: &GangSpec, pin: Option<&str>) -> String {
     let mut text = String::new();
     canonical(spec, &mut text);
+    if let Some(pin) = pin {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "pin {} {pin}", pin.len());
+    }
+    short(&text)
+}
+
+pub(crate) fn short(text: &str) -> String {
     let mut hash = format!("{:x}", Sha256::digest(text));
     hash.truncate(HASH_DIGITS);
     hash
@@ -57,6 +100,7 @@ pub fn hash(spec: &GangSpec) -> String {
 fn canonical(spec: &GangSpec, out: &mut String) {
     let GangSpec {
         source,
+        secret,
         tensor,
         ranks_per_pod,
         gpu,
@@ -77,6 +121,7 @@ fn canonical(spec: &GangSpec, out: &mut String) {
         }
     };
     field("source", Some(source.clone()));
+    field("secret", secret.clone());
     field("tensor", Some(tensor.to_string()));
     field("ranksPerPod", ranks_per_pod.map(|ranks| ranks.to_string()));
     if let Some(Gpu { resource_name, claim_template_name, runtime_class_name }) = gpu {
@@ -133,7 +178,19 @@ impl GangTemplate {
     /// With the defaults of today.
     pub fn new(spec: &GangSpec, defaults: &Defaults) -> Self {
         let image = spec.image.clone().unwrap_or_else(|| defaults.worker_image.clone());
-        Self { spec: spec.clone(), image }
+        Self { spec: spec.clone(), image, download: None }
+    }
+
+    /// Of these files.
+    #[must_use]
+    pub fn with_pin(mut self, pin: Option<&str>, defaults: &Defaults) -> Self {
+        self.download = pin.map(|pin| Download { pin: pin.to_owned(), cache: defaults.model_cache.clone() });
+        self
+    }
+
+    /// Which files of its source it is of, where pods download them.
+    pub fn pin(&self) -> Option<&str> {
+        self.download.as_ref().map(|download| download.pin.as_str())
     }
 
     /// As it was stored.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use herd_api::condition::{self, reason};
 use herd_api::{
     Accelerator, AcceleratorKind, Dtype, EnvVar, LlamaDeployment, LlamaDeploymentSpec, Model, ModelSource,
-    Parallelism, PoolTemplate, Resources, Role, Slo, WorkerTemplate,
+    Parallelism, PoolTemplate, Resources, Role, SecretRef, Slo, WorkerTemplate,
 };
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -16,8 +16,11 @@ use serde::{Deserialize, Serialize};
 const TERMINATION_GRACE_PERIOD_SECONDS: i64 = 600;
 
 /// What the operator sets in a worker's pod from other fields; a value of the user's would contradict them.
-const RESERVED_ENV: [&str; 16] = [
+const RESERVED_ENV: [&str; 23] = [
     "HERD_ADVERTISE",
+    "HERD_CACHE_DIR",
+    "HERD_CACHE_FOLDER",
+    "HERD_CACHE_SIZE",
     "HERD_CONTEXT_LENGTH",
     "HERD_DRAIN_DEADLINE",
     "HERD_DTYPE",
@@ -28,6 +31,10 @@ const RESERVED_ENV: [&str; 16] = [
     "HERD_KV_BIND",
     "HERD_LEADER",
     "HERD_MODEL_DIR",
+    "HERD_MODEL_LEASE",
+    "HERD_MODEL_PIN",
+    "HERD_MODEL_SECRET",
+    "HERD_MODEL_SOURCE",
     "HERD_RANKS_PER_POD",
     "HERD_RANK_BIND",
     "HERD_REVISION",
@@ -113,6 +120,9 @@ pub struct ValidatedPool {
 pub struct GangSpec {
     /// As written.
     pub source: String,
+    /// Name of the Secret that says who asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
     /// Ranks that share each layer.
     pub tensor: usize,
     /// Where they are in more than one pod.
@@ -201,7 +211,7 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
             ));
         }
     };
-    check_source(&model.source)?;
+    check_source(model)?;
     let worker = worker.clone().unwrap_or_default();
     let gpu = check_accelerator(accelerator.clone().unwrap_or_default(), worker.resources.as_ref())?;
     check_env(&worker.env)?;
@@ -252,15 +262,17 @@ fn served_names(model: &Model, name: &str) -> Vec<String> {
     if model.served_names.is_empty() { vec![name.to_owned()] } else { model.served_names.clone() }
 }
 
-fn check_source(source: &str) -> Result<(), Refusal> {
+fn check_source(model: &Model) -> Result<(), Refusal> {
     let unavailable = |reason, message| Refusal { type_: condition::MODEL_AVAILABLE, reason, message };
-    match source.parse::<ModelSource>() {
-        Ok(ModelSource::Image(_) | ModelSource::Claim { .. }) => Ok(()),
-        Ok(ModelSource::HuggingFace(_) | ModelSource::Bucket(_)) => Err(unavailable(
-            reason::SOURCE_NOT_SUPPORTED,
-            format!("model.source {source:?}: hf:// and s3:// are not served yet; use oci:// or pvc://"),
-        )),
-        Err(error) => Err(unavailable(reason::SOURCE_INVALID, error.to_string())),
+    match (model.source.parse::<ModelSource>(), &model.secret_ref) {
+        (Ok(ModelSource::Image(_) | ModelSource::Claim { .. }), Some(SecretRef { name })) => {
+            Err(unavailable(
+                reason::SECRET_NOT_NEEDED,
+                format!("model.secretRef {name:?} is of hf:// and s3:// sources: remove it"),
+            ))
+        }
+        (Ok(_), _) => Ok(()),
+        (Err(error), _) => Err(unavailable(reason::SOURCE_INVALID, error.to_string())),
     }
 }
 
@@ -342,7 +354,7 @@ fn gang_spec(
     gpu: Option<Gpu>,
     worker: &WorkerTemplate,
 ) -> GangSpec {
-    let Model { source, served_names: _, context_length, dtype } = model;
+    let Model { source, secret_ref, served_names: _, context_length, dtype } = model;
     let WorkerTemplate {
         image,
         env,
@@ -354,6 +366,7 @@ fn gang_spec(
     } = worker.clone();
     GangSpec {
         source: source.clone(),
+        secret: secret_ref.as_ref().map(|SecretRef { name }| name.clone()),
         tensor,
         ranks_per_pod,
         gpu,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use herd_api::LlamaDeployment;
-use herd_control::revision::{Defaults, GangTemplate};
+use herd_control::revision::{Defaults, GangTemplate, ModelCache};
 use herd_control::{Claims, ValidatedPool, build, validate};
 
 fn folder(name: &str) -> PathBuf {
@@ -19,15 +19,20 @@ fn rendered(example: &str) -> Result<String, Box<dyn Error>> {
     let validated = validate(&object, &Claims::default())?;
     let mut text = String::new();
     for (number, ValidatedPool { role, gang, .. }) in validated.pools.iter().enumerate() {
-        let template =
-            GangTemplate::new(gang, &Defaults { worker_image: "REGISTRY/herd-worker:TAG".to_owned() });
+        let defaults = Defaults {
+            worker_image: "REGISTRY/herd-worker:TAG".to_owned(),
+            model_cache: ModelCache::default(),
+        };
+        // What its branch was at when it was asked.
+        let pin = gang.source.starts_with("hf://").then_some("0123456789abcdef0123456789abcdef01234567");
+        let template = GangTemplate::new(gang, &defaults).with_pin(pin, &defaults);
         let input = build::PodInput {
             deployment: &validated.name,
             namespace: &validated.namespace,
             owner: &validated.owner,
             role: *role,
             gang: &format!("0000000{number}"),
-            revision: &herd_control::revision::hash(gang),
+            revision: &herd_control::revision::hash_pinned(gang, pin),
             template: &template,
             pod_groups: false,
         };
@@ -58,5 +63,5 @@ fn the_examples_become_what_the_documentation_shows() {
         assert_eq!(fs::read_to_string(&golden).unwrap_or_default(), text, "{name}");
         seen += 1;
     }
-    assert!(seen >= 3, "{seen} examples");
+    assert!(seen >= 4, "{seen} examples");
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use herd_api::{LlamaDeployment, Role};
-use herd_control::revision::{Defaults, GangTemplate};
+use herd_control::revision::{Defaults, GangTemplate, ModelCache};
 use herd_control::{Claims, build, validate};
 use serde_json::{Value, json};
 
@@ -38,7 +38,10 @@ fn rendered(spec: &Value) -> Result<Value, Box<dyn Error>> {
     });
     let object: LlamaDeployment = serde_json::from_value(object)?;
     let validated = validate(&object, &Claims::default())?;
-    let template = GangTemplate::new(&validated.pools[0].gang, &Defaults { worker_image: "w:1".to_owned() });
+    let template = GangTemplate::new(
+        &validated.pools[0].gang,
+        &Defaults { worker_image: "w:1".to_owned(), model_cache: ModelCache::default() },
+    );
     let input = build::PodInput {
         deployment: "m",
         namespace: "n",

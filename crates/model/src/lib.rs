@@ -4,19 +4,25 @@
 mod config;
 mod digest;
 mod dtype;
+mod files;
 mod linear;
 mod quantization;
 mod rope;
 mod shard;
+mod source;
 mod transfer;
 
 pub use config::{ConfigError, ModelConfig};
 pub use digest::{FileDigest, kv_fingerprint, model_digest};
 pub use dtype::{Dtype, UnknownDtype};
+pub use files::{
+    CONFIG_FILE, FilesError, INDEX_FILE, SIDE_FILES, SINGLE_FILE, Stage, is_weights, needed_files,
+};
 pub use linear::Linear;
 pub use quantization::FbgemmFp8;
 pub use rope::{Llama3Scaling, Rope};
 pub use shard::{RankShard, ShardError, ShardPlan};
+pub use source::{BucketModel, HubModel, ModelSource, SourceError, is_pin};
 pub use transfer::{KvRoute, kv_routes};
 
 /// Tokens a KV block holds, on every rank of every gang.

@@ -6,12 +6,22 @@ mod clients;
 mod deletion;
 mod gangs;
 mod gpus;
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "shared with the tests of downloads, where they are all used"
+)]
+#[path = "../../../worker/tests/fetch/hub.rs"]
+mod hub;
 mod losses;
 mod monitoring;
 mod objects;
 mod operator;
 mod rights;
 mod scaling;
+#[allow(dead_code, clippy::unwrap_used, reason = "as hub")]
+#[path = "../../../worker/tests/fetch/server.rs"]
+mod server;
 mod shared;
 mod sources;
 mod status;

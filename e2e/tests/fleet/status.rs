@@ -11,6 +11,23 @@ fn what_is_not_served_yet_is_admitted_and_ends_in_a_condition() -> Result<()> {
     with_fleet(|fleet| {
         let namespace = fleet.namespace("e2e-not-yet")?;
         let kubectl = namespace.kubectl();
+        let mut stages = unified("stages", MODEL, 1);
+        stages["spec"]["parallelism"]["pipeline"] = json!(2);
+        kubectl.apply(&stages)?;
+        let object = "llamadeployment/stages";
+        let message = wait_for(kubectl, object, "Ready", "False", Some("ParallelismNotSupported"))?;
+        ensure!(message.contains("not served yet"), "{message}");
+        let made = kubectl.list(KINDS, "app.kubernetes.io/managed-by=herd-operator")?;
+        ensure!(made.is_empty(), "{made:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_hub_that_cannot_be_reached_is_told_and_nothing_is_made() -> Result<()> {
+    with_fleet(|fleet| {
+        let namespace = fleet.namespace("e2e-no-hub")?;
+        let kubectl = namespace.kubectl();
         // The object that the documentation begins with.
         kubectl.apply(&json!({
             "apiVersion": "herd.dev/v1alpha1",
@@ -19,28 +36,17 @@ fn what_is_not_served_yet_is_admitted_and_ends_in_a_condition() -> Result<()> {
             "spec": {
                 "model": {"source": "hf://meta-llama/Llama-3.1-405B-Instruct-FP8"},
                 "parallelism": {"tensor": 8},
+                // Pods of GPUs are made where GPUs are: this one asks from anywhere.
+                "accelerator": {"kind": "CPU"},
                 "slo": {"timeToFirstToken": "2s", "interTokenLatency": "50ms"},
                 "prefill": {"minReplicas": 1, "maxReplicas": 4},
                 "decode": {"minReplicas": 2, "maxReplicas": 8},
             },
         }))?;
-        let mut stages = unified("stages", MODEL, 1);
-        stages["spec"]["parallelism"]["pipeline"] = json!(2);
-        let bucket = unified("bucket", "s3://models/smollm2", 1);
-        for object in [stages, bucket] {
-            kubectl.apply(&object)?;
-        }
-        let cases = [
-            ("llama-405b", "ModelAvailable", "SourceNotSupported"),
-            ("bucket", "ModelAvailable", "SourceNotSupported"),
-            ("stages", "Ready", "ParallelismNotSupported"),
-        ];
-        for (name, condition, reason) in cases {
-            let object = format!("llamadeployment/{name}");
-            let message = wait_for(kubectl, &object, condition, "False", Some(reason))?;
-            ensure!(message.contains("not served yet"), "{name}: {message}");
-        }
-        let made = kubectl.list(KINDS, "app.kubernetes.io/managed-by=herd-operator")?;
+        let object = "llamadeployment/llama-405b";
+        let message = wait_for(kubectl, object, "ModelAvailable", "False", Some("SourceUnreachable"))?;
+        ensure!(message.contains("hf://meta-llama/Llama-3.1-405B-Instruct-FP8"), "{message}");
+        let made = kubectl.list("llamapools,services,controllerrevisions", "")?;
         ensure!(made.is_empty(), "{made:?}");
         Ok(())
     })

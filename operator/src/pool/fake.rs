@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
-use herd_control::revision::{Defaults, GangTemplate};
+use herd_control::revision::{Defaults, GangTemplate, ModelCache};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -49,7 +49,11 @@ impl FakeApi {
             "metadata": {"name": "m-unified", "namespace": "n", "uid": "pool", "generation": 1},
             "spec": {"deploymentRef": {"name": "m"}, "role": "unified", "targets": target},
         });
-        let template = GangTemplate { spec: serde_json::from_value(spec).unwrap(), image: "w:1".to_owned() };
+        let template = GangTemplate {
+            spec: serde_json::from_value(spec).unwrap(),
+            image: "w:1".to_owned(),
+            download: None,
+        };
         let seen = Arc::new(Mutex::new(Seen {
             pool,
             pods: Vec::new(),
@@ -84,7 +88,7 @@ impl FakeApi {
     pub(super) fn context(&self, pod_groups: bool) -> Context {
         let mut config = Config::new(format!("http://{}", self.address).parse().unwrap());
         config.default_retry = false;
-        let defaults = Defaults { worker_image: "w:1".to_owned() };
+        let defaults = Defaults { worker_image: "w:1".to_owned(), model_cache: ModelCache::default() };
         let metrics = Arc::new(Metrics::new().unwrap());
         Context::new(Client::try_from(config).unwrap(), defaults, pod_groups, metrics, "test".to_owned())
     }

@@ -69,7 +69,7 @@ fn shared_memory(ranks: usize) -> Volume {
     }
 }
 
-fn tolerates(resource: &str) -> Toleration {
+pub(super) fn tolerates(resource: &str) -> Toleration {
     Toleration {
         key: Some(resource.to_owned()),
         operator: Some("Exists".to_owned()),

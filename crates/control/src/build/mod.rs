@@ -1,10 +1,12 @@
 //! Kubernetes objects from plans. Objects for server-side apply say only what the operator owns.
 
+pub(crate) mod download;
 mod gpu;
 mod pod;
 mod pod_group;
 mod policy;
 mod pool;
+mod resolver;
 mod revision;
 mod services;
 
@@ -12,6 +14,7 @@ pub use pod::{PodInput, pods};
 pub use pod_group::pod_group;
 pub use policy::disruption_budget;
 pub use pool::{new_pool, pool};
+pub use resolver::resolver;
 pub use revision::revision;
 pub use services::{leaders_service, ranks_service};
 

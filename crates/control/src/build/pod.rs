@@ -12,13 +12,13 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{gpu, metadata};
+use super::{download, gpu, metadata};
 use crate::GangSpec;
 use crate::revision::{GangTemplate, dtype_word, quantity_text};
 
 /// Where the checkpoint is in a pod.
 const MODEL_DIR: &str = "/model";
-const MODEL_VOLUME: &str = "model";
+pub(super) const MODEL_VOLUME: &str = "model";
 /// "nobody": no user of the image.
 const USER: i64 = 65532;
 /// Between the end of a drain and SIGKILL.
@@ -68,6 +68,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
     let PodInput { deployment, namespace, owner, role, gang, revision, template, pod_groups } = input;
     let GangSpec {
         source: _,
+        secret: _,
         tensor: _,
         ranks_per_pod: _,
         gpu,
@@ -81,7 +82,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
         priority_class_name,
         termination_grace_period_seconds,
     } = &template.spec;
-    let (volume, mount) = model(&template.source()?);
+    let (volume, mounts) = model(template)?;
     let Place { first_rank, ranks, pods } = place;
     let name = names::pod(deployment, gang, first_rank);
     let is_one_of_several = pods > 1;
@@ -99,7 +100,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
     let mut pod = Pod {
         metadata,
         spec: Some(PodSpec {
-            containers: vec![worker(input, place, mount)],
+            containers: vec![worker(input, place, mounts)],
             // Together the name by which the pods of a gang find each other.
             hostname: is_one_of_several.then_some(name),
             subdomain: is_one_of_several.then(|| names::ranks_service(deployment)),
@@ -110,16 +111,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
             tolerations: (!tolerations.is_empty()).then(|| tolerations.clone()),
             priority_class_name: priority_class_name.clone(),
             termination_grace_period_seconds: Some(*termination_grace_period_seconds),
-            security_context: Some(PodSecurityContext {
-                run_as_non_root: Some(true),
-                run_as_user: Some(USER),
-                run_as_group: Some(USER),
-                seccomp_profile: Some(SeccompProfile {
-                    type_: "RuntimeDefault".to_owned(),
-                    localhost_profile: None,
-                }),
-                ..PodSecurityContext::default()
-            }),
+            security_context: Some(nobody()),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             // The worker is not process 1 then, for which Linux drops a SIGTERM that comes before it is waited for: a pod that is
@@ -130,13 +122,16 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
         }),
         status: None,
     };
+    if let Some(download) = &template.download {
+        download::add(&mut pod, &template.spec, &template.image, download)?;
+    }
     if let Some(gpu) = gpu {
         gpu::add(&mut pod, &template.spec, gpu, ranks);
     }
     Ok(pod)
 }
 
-fn model(source: &ModelSource) -> (Volume, VolumeMount) {
+fn model(template: &GangTemplate) -> Result<(Volume, Vec<VolumeMount>), SourceError> {
     let mut volume = Volume { name: MODEL_VOLUME.to_owned(), ..Volume::default() };
     let mut mount = VolumeMount {
         name: MODEL_VOLUME.to_owned(),
@@ -144,46 +139,66 @@ fn model(source: &ModelSource) -> (Volume, VolumeMount) {
         read_only: Some(true),
         ..VolumeMount::default()
     };
-    match source {
+    match template.source()? {
         ModelSource::Claim { claim, folder } => {
             volume.persistent_volume_claim =
-                Some(PersistentVolumeClaimVolumeSource { claim_name: claim.clone(), read_only: Some(true) });
-            mount.sub_path = (!folder.is_empty()).then(|| folder.clone());
+                Some(PersistentVolumeClaimVolumeSource { claim_name: claim, read_only: Some(true) });
+            mount.sub_path = (!folder.is_empty()).then_some(folder);
         }
-        // The others are refused before a revision is made of them.
-        ModelSource::Image(reference)
-        | ModelSource::HuggingFace(reference)
-        | ModelSource::Bucket(reference) => {
+        ModelSource::Image(reference) => {
             volume.image = Some(ImageVolumeSource {
-                reference: Some(reference.clone()),
+                reference: Some(reference),
                 pull_policy: Some("IfNotPresent".to_owned()),
             });
         }
+        source @ (ModelSource::HuggingFace(_) | ModelSource::Bucket(_)) => {
+            return download::volume(&source, template, volume, mount);
+        }
     }
-    (volume, mount)
+    Ok((volume, vec![mount]))
 }
 
-fn worker(input: PodInput<'_>, place: Place, model: VolumeMount) -> Container {
-    let GangTemplate { spec, image } = input.template;
+fn worker(input: PodInput<'_>, place: Place, mounts: Vec<VolumeMount>) -> Container {
+    let GangTemplate { spec, image, download } = input.template;
+    let mut env = env(input, place);
+    if download.is_some() {
+        env.insert(1, download::lease());
+    }
     Container {
         name: "worker".to_owned(),
         image: Some(image.clone()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
-        env: Some(env(input, place)),
+        env: Some(env),
         ports: Some(container_ports(place)),
         resources: resources(spec),
-        volume_mounts: Some(vec![model]),
+        volume_mounts: Some(mounts),
         // Alive while it loads, however long that takes.
         liveness_probe: Some(probe("/healthz", 10, 6)),
         readiness_probe: Some(probe("/readyz", 2, 3)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            read_only_root_filesystem: Some(true),
-            capabilities: Some(Capabilities { add: None, drop: Some(vec!["ALL".to_owned()]) }),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(unprivileged()),
         ..Container::default()
+    }
+}
+
+/// Of each container.
+pub(super) fn unprivileged() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities { add: None, drop: Some(vec!["ALL".to_owned()]) }),
+        ..SecurityContext::default()
+    }
+}
+
+/// Of each pod.
+pub(super) fn nobody() -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(USER),
+        run_as_group: Some(USER),
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+        ..PodSecurityContext::default()
     }
 }
 
@@ -249,7 +264,7 @@ fn container_ports(Place { first_rank, ranks, pods }: Place) -> Vec<ContainerPor
     fixed.into_iter().chain(kv).chain(rank).collect()
 }
 
-fn resources(spec: &GangSpec) -> Option<ResourceRequirements> {
+pub(super) fn resources(spec: &GangSpec) -> Option<ResourceRequirements> {
     let herd_api::Resources { requests, limits } = spec.resources.as_ref()?;
     let quantities = |list: &BTreeMap<String, IntOrString>| -> Option<BTreeMap<String, Quantity>> {
         let quantity =

@@ -15,13 +15,14 @@ pub fn revision(
     planned: &PlannedRevision,
     defaults: &Defaults,
 ) -> Result<ControllerRevision, serde_json::Error> {
-    let PlannedRevision { revision, number, spec } = planned;
+    let PlannedRevision { revision, number, spec, pin } = planned;
     let mut labels = labels::of_deployment(&deployment.name);
     labels.insert(labels::REVISION.to_owned(), revision.clone());
+    let template = GangTemplate::new(spec, defaults).with_pin(pin.as_deref(), defaults);
     let name = names::revision(&deployment.name, revision);
     Ok(ControllerRevision {
         metadata: metadata(&deployment.namespace, name, &deployment.owner, labels),
         revision: Some(*number),
-        data: RawExtension(serde_json::to_value(GangTemplate::new(spec, defaults))?),
+        data: RawExtension(serde_json::to_value(template)?),
     })
 }

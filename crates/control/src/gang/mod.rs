@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
 pub use pod::Member;
+pub(crate) use pod::PodTrouble;
 
 /// One copy of the model, as its pods have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub enum TroubleKind {
     Lost,
     /// The scheduler finds no node.
     Scheduling,
+    /// None: the model is being downloaded.
+    Download,
 }
 
 /// Groups the pods of one pool into its gangs, by id. Pods without the labels of a gang are none.

@@ -8,6 +8,7 @@ use kube::ResourceExt as _;
 use serde::Deserialize;
 
 use super::{PodId, Trouble, TroubleKind};
+use crate::build::download;
 use crate::room::Need;
 
 /// A pod of a gang.
@@ -67,7 +68,7 @@ pub(super) fn read(pod: &Pod) -> Option<Labelled> {
     let status = pod.status.clone().unwrap_or_default();
     let has_node = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
     let gone_by = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
-    let (phase, trouble) = phase(&status, gone_by.is_some(), has_node);
+    let (phase, trouble) = phase(pod, &status, gone_by.is_some(), has_node);
     let member = Member {
         id: PodId { name: pod.name_any(), uid: pod.uid().unwrap_or_default() },
         rank,
@@ -87,7 +88,35 @@ fn containers(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
     status.container_statuses.iter().flatten()
 }
 
-fn phase(status: &PodStatus, deleted: bool, scheduled: bool) -> (GangPhase, Option<Trouble>) {
+/// Those that run before the worker, and have not ended well.
+fn first_containers(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    let ended_well = |container: &&ContainerStatus| {
+        let state = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+        state.is_some_and(|ended| ended.exit_code == 0)
+    };
+    status.init_container_statuses.iter().flatten().filter(move |container| !ended_well(container))
+}
+
+/// What keeps a pod from doing what it is for, as far as its status says.
+pub(crate) struct PodTrouble;
+
+impl PodTrouble {
+    /// Of one that has ended.
+    pub(crate) fn lost(status: &PodStatus) -> Trouble {
+        lost(status)
+    }
+
+    /// Of one that may still do it.
+    pub(crate) fn of(status: &PodStatus) -> Option<Trouble> {
+        let scheduled = status.conditions.iter().flatten().find(|one| one.type_ == "PodScheduled");
+        let crashed = containers(status).find_map(crash);
+        crashed
+            .or_else(|| scheduled.and_then(unschedulable))
+            .or_else(|| containers(status).find_map(cannot_start))
+    }
+}
+
+fn phase(pod: &Pod, status: &PodStatus, deleted: bool, scheduled: bool) -> (GangPhase, Option<Trouble>) {
     if deleted {
         return (GangPhase::Draining, None);
     }
@@ -102,10 +131,29 @@ fn phase(status: &PodStatus, deleted: bool, scheduled: bool) -> (GangPhase, Opti
     if let Some(trouble) = containers(status).find_map(crash) {
         return (GangPhase::CrashLooping, Some(trouble));
     }
+    if let Some(trouble) = first_containers(status).find_map(crash) {
+        // What runs before the worker brings the model.
+        return (GangPhase::CrashLooping, Some(Trouble { kind: TroubleKind::Source, ..trouble }));
+    }
     if !scheduled {
         return (GangPhase::Pending, condition("PodScheduled").and_then(unschedulable));
     }
-    (GangPhase::Starting, containers(status).find_map(cannot_start))
+    let mut all = first_containers(status).chain(containers(status));
+    let trouble = all.find_map(cannot_start).or_else(|| downloading(pod, status));
+    (GangPhase::Starting, trouble)
+}
+
+fn downloading(pod: &Pod, status: &PodStatus) -> Option<Trouble> {
+    let mut first = first_containers(status).filter(|container| container.name == download::CONTAINER);
+    let running = first.find_map(|container| container.state.as_ref()?.running.as_ref())?;
+    let spec = pod.spec.as_ref()?;
+    let containers = spec.init_containers.iter().flatten();
+    let mut variables = containers.flat_map(|container| container.env.iter().flatten());
+    let source = variables.find(|variable| variable.name == download::SOURCE)?.value.as_deref()?;
+    let node = spec.node_name.as_deref().unwrap_or("its node");
+    let since = running.started_at.as_ref().map_or(String::new(), |time| format!(" since {}", time.0));
+    let message = format!("{source} is being downloaded to {node}{since}");
+    Some(Trouble::new(TroubleKind::Download, reason::DOWNLOADING.to_owned(), &message))
 }
 
 fn lost(status: &PodStatus) -> Trouble {

@@ -2,8 +2,12 @@
 
 use herd_api::{LlamaPool, Role, Target};
 use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt as _;
 
+use super::pin::{self, Pin, PlannedResolver, Unresolved};
+use crate::gang::PodId;
 use crate::{GangSpec, ValidatedDeployment, ValidatedPool, revision};
 
 /// Revisions kept beyond those that are in use.
@@ -16,6 +20,10 @@ pub struct ObservedDeployment {
     pub pools: Vec<LlamaPool>,
     /// Its revisions.
     pub revisions: Vec<ControllerRevision>,
+    /// Pods that ask its source what it has.
+    pub resolvers: Vec<Pod>,
+    /// When it was looked at.
+    pub now: Timestamp,
 }
 
 /// What to make and to remove, in this order: revisions, pools, deletions.
@@ -29,6 +37,12 @@ pub struct DeploymentPlan {
     pub delete_pools: Vec<String>,
     /// Names of revisions that nothing was made from for long.
     pub delete_revisions: Vec<String>,
+    /// A pod to make that asks the source what it has.
+    pub resolve: Option<PlannedResolver>,
+    /// Such pods that are done, or never will be.
+    pub delete_resolvers: Vec<PodId>,
+    /// That is not known, and no gang of what the spec asks for can be made.
+    pub unresolved: Option<Unresolved>,
 }
 
 /// A revision to store.
@@ -40,6 +54,8 @@ pub struct PlannedRevision {
     pub number: i64,
     /// What the user wrote.
     pub spec: GangSpec,
+    /// Which files of its source, where pods download them.
+    pub pin: Option<String>,
 }
 
 /// A pool to apply.
@@ -66,20 +82,31 @@ impl PlannedPool {
 
 /// Plans towards `deployment`. One that has lost every served name makes nothing new, and keeps what runs.
 pub fn plan_deployment(deployment: &ValidatedDeployment, observed: &ObservedDeployment) -> DeploymentPlan {
-    let ObservedDeployment { pools, revisions } = observed;
+    let ObservedDeployment { pools, revisions, resolvers, now: _ } = observed;
     if deployment.served_names.is_empty() && pools.is_empty() {
-        return DeploymentPlan::default();
+        return DeploymentPlan { delete_resolvers: pin::ids(resolvers), ..DeploymentPlan::default() };
     }
-    let mut plan = DeploymentPlan::default();
+    let pin = match pin::find(deployment, observed) {
+        Pin::None => None,
+        Pin::Known(pin) => Some(pin),
+        Pin::Unknown(asked) => return hold(deployment, observed, *asked),
+    };
+    // Once what they found is stored they are not needed.
+    let mut plan = DeploymentPlan { delete_resolvers: pin::ids(resolvers), ..DeploymentPlan::default() };
     let mut number = revisions.iter().filter_map(|stored| stored.revision).max().unwrap_or(0);
     for ValidatedPool { role, min_replicas, max_replicas, gang } in &deployment.pools {
-        let hash = revision::hash(gang);
+        let hash = revision::hash_pinned(gang, pin.as_deref());
         let stored = revisions
             .iter()
             .any(|stored| stored.name_any() == herd_api::names::revision(&deployment.name, &hash));
         if !stored && plan.revisions.iter().all(|planned| planned.revision != hash) {
             number += 1;
-            plan.revisions.push(PlannedRevision { revision: hash.clone(), number, spec: gang.clone() });
+            plan.revisions.push(PlannedRevision {
+                revision: hash.clone(),
+                number,
+                spec: gang.clone(),
+                pin: pin.clone(),
+            });
         }
         let observed = pools.iter().find(|pool| pool.spec.role == *role);
         let replicas = observed.and_then(|pool| pool.spec.replicas).unwrap_or(*min_replicas);
@@ -94,6 +121,37 @@ pub fn plan_deployment(deployment: &ValidatedDeployment, observed: &ObservedDepl
     plan.delete_pools = replaced_pools(deployment, pools);
     plan.delete_revisions = old_revisions(&deployment.name, &plan, observed);
     plan
+}
+
+/// What there is goes on, scaled as it is asked to be, until it is known what to make in its place.
+fn hold(
+    deployment: &ValidatedDeployment,
+    observed: &ObservedDeployment,
+    asked: pin::Asked,
+) -> DeploymentPlan {
+    let pin::Asked { unresolved, resolve, delete } = asked;
+    let held = deployment.pools.iter().filter_map(|wanted| {
+        let ValidatedPool { role, min_replicas, max_replicas, gang: _ } = wanted;
+        let pool = observed.pools.iter().find(|pool| pool.spec.role == *role)?;
+        let mut targets = pool.spec.targets.clone();
+        if let ([target], Some(replicas)) = (&mut targets[..], pool.spec.replicas) {
+            target.replicas = replicas.clamp(*min_replicas, *max_replicas);
+        }
+        Some(PlannedPool {
+            role: *role,
+            is_new: false,
+            min_replicas: *min_replicas,
+            max_replicas: *max_replicas,
+            targets,
+        })
+    });
+    DeploymentPlan {
+        pools: held.collect(),
+        resolve,
+        delete_resolvers: delete,
+        unresolved: Some(unresolved),
+        ..DeploymentPlan::default()
+    }
 }
 
 /// Pools of other roles go once every role that is wanted can serve.
@@ -111,7 +169,7 @@ fn replaced_pools(deployment: &ValidatedDeployment, pools: &[LlamaPool]) -> Vec<
 }
 
 fn old_revisions(deployment: &str, plan: &DeploymentPlan, observed: &ObservedDeployment) -> Vec<String> {
-    let ObservedDeployment { pools, revisions } = observed;
+    let ObservedDeployment { pools, revisions, .. } = observed;
     let targets = plan.pools.iter().flat_map(|pool| &pool.targets).map(|target| &target.revision);
     let before = pools.iter().flat_map(|pool| &pool.spec.targets).map(|target| &target.revision);
     let gangs = pools.iter().filter_map(|pool| pool.status.as_ref()).flat_map(|status| &status.gangs);

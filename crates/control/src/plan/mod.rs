@@ -2,6 +2,7 @@
 
 mod backoff;
 mod deployment;
+mod pin;
 mod pool;
 #[cfg(test)]
 mod simulation;
@@ -9,4 +10,5 @@ mod simulation;
 mod tests;
 
 pub use deployment::{DeploymentPlan, ObservedDeployment, PlannedPool, PlannedRevision, plan_deployment};
+pub use pin::{PlannedResolver, Unresolved};
 pub use pool::{Deletion, ObservedPool, PoolPlan, plan_pool};

@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::gangs as count_of;
 use crate::Refusal;
+use crate::plan::Unresolved;
 
 /// What a deployment's status is made from.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,8 @@ pub struct DeploymentView<'a> {
     pub pools: &'a [LlamaPool],
     /// Why nothing was done for it, where nothing was.
     pub refusal: Option<&'a Refusal>,
+    /// What its source has is not known yet.
+    pub unresolved: Option<&'a Unresolved>,
     /// A served name that an older one has; whether it has any left.
     pub name_taken: Option<(&'a str, bool)>,
     /// What a gang says of the model, once one has loaded it.
@@ -30,12 +33,23 @@ pub struct DeploymentView<'a> {
 
 /// The status of a deployment.
 pub fn deployment_status(view: DeploymentView<'_>) -> LlamaDeploymentStatus {
-    let DeploymentView { deployment, pools, refusal, name_taken, model, now } = view;
+    let DeploymentView { deployment, pools, refusal, unresolved, name_taken, model, now } = view;
     let mut pools: Vec<Pool<'_>> = pools.iter().map(Pool::new).collect();
     pools.sort_by_key(|pool| pool.role);
-    let states = match refusal {
-        Some(refusal) => refused(&pools, refusal),
-        None => accepted(&pools, name_taken),
+    let states = match (refusal, unresolved) {
+        (Some(refusal), _) => {
+            let Refusal { type_, reason, message } = refusal;
+            let told = "nothing is done before the object is changed";
+            let progressing = state(condition::PROGRESSING, false, reason, told);
+            stopped(&pools, type_, (reason, message), progressing)
+        }
+        (None, Some(Unresolved { source, trouble: Some(trouble) })) => {
+            let told = format!("{source} is asked again, later and later");
+            let progressing = state(condition::PROGRESSING, true, reason::RESOLVING, told);
+            stopped(&pools, condition::MODEL_AVAILABLE, (&trouble.reason, &trouble.message), progressing)
+        }
+        (None, Some(Unresolved { source, trouble: None })) => resolving(&pools, source, name_taken),
+        (None, None) => accepted(&pools, name_taken),
     };
     let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
     let generation = deployment.metadata.generation;
@@ -106,26 +120,41 @@ fn state(type_: &'static str, status: bool, reason: &str, message: impl Into<Str
 }
 
 /// What runs goes on; what was asked for is not done.
-fn refused(pools: &[Pool<'_>], Refusal { type_, reason, message }: &Refusal) -> Vec<State> {
+fn stopped(
+    pools: &[Pool<'_>],
+    type_: &str,
+    (reason, message): (&str, &str),
+    progressing: State,
+) -> Vec<State> {
     let serves = !pools.is_empty() && pools.iter().all(|pool| pool.ready > 0);
     let ready = if serves {
-        let message = format!("what ran before goes on, and the change is refused: {message}");
+        let message = format!("what ran before goes on, and the change is not made: {message}");
         state(condition::READY, true, reason::SOME_GANGS_READY, message)
     } else {
         state(condition::READY, false, reason, message)
     };
-    let model = if *type_ == condition::MODEL_AVAILABLE {
+    let model = if type_ == condition::MODEL_AVAILABLE {
         state(condition::MODEL_AVAILABLE, false, reason, message)
     } else {
         model_available(pools)
     };
-    vec![
-        ready,
-        state(condition::PROGRESSING, false, reason, "nothing is done before the object is changed"),
-        state(condition::DEGRADED, true, reason, message),
-        scheduled(pools),
-        model,
-    ]
+    vec![ready, progressing, state(condition::DEGRADED, true, reason, message), scheduled(pools), model]
+}
+
+/// What runs goes on, and what is to run is being found out.
+fn resolving(pools: &[Pool<'_>], source: &str, name_taken: Option<(&str, bool)>) -> Vec<State> {
+    let told = format!("{source} is asked which files it has now");
+    let mut states = accepted(pools, name_taken);
+    for stated in &mut states {
+        let status = match stated.type_ {
+            condition::PROGRESSING => Some(true),
+            condition::READY if pools.is_empty() => Some(false),
+            condition::MODEL_AVAILABLE if stated.status != Some(true) => None,
+            _ => continue,
+        };
+        *stated = State::new(stated.type_, status, reason::RESOLVING, told.clone());
+    }
+    states
 }
 
 fn accepted(pools: &[Pool<'_>], name_taken: Option<(&str, bool)>) -> Vec<State> {

@@ -35,12 +35,14 @@ pub fn notes(before: &[Condition], after: &[Condition]) -> Vec<Note> {
 }
 
 /// What every object goes through.
-const ROUTINE: [&str; 8] = [
+const ROUTINE: [&str; 10] = [
     reason::AS_EXPECTED,
     reason::NO_GANG_READY,
     reason::SOME_GANGS_READY,
     reason::GANGS_CHANGING,
     reason::UNKNOWN,
+    reason::RESOLVING,
+    reason::DOWNLOADING,
     reason::LOADING,
     reason::LOADED,
     reason::WITHIN_BOUNDS,

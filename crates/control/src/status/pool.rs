@@ -112,7 +112,9 @@ fn model_available(ready: i32, worst: Option<&Trouble>) -> State {
         |status, reason: &str, message: &str| State::new(condition::MODEL_AVAILABLE, status, reason, message);
     match worst {
         _ if ready > 0 => state(Some(true), reason::LOADED, "a gang has loaded the model"),
-        Some(Trouble { kind: TroubleKind::Source, reason, message }) => state(Some(false), reason, message),
+        Some(Trouble { kind: TroubleKind::Source | TroubleKind::Download, reason, message }) => {
+            state(Some(false), reason, message)
+        }
         _ => state(None, reason::LOADING, "no gang has loaded the model yet"),
     }
 }

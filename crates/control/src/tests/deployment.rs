@@ -9,20 +9,20 @@ use serde_json::{Value, json};
 
 use super::{checked, object, spec};
 use crate::plan::{DeploymentPlan, ObservedDeployment, plan_deployment};
-use crate::revision::{Defaults, hash};
+use crate::revision::{Defaults, ModelCache, hash};
 use crate::status::{DeploymentView, Note, deployment_status, notes};
 use crate::{Refusal, ValidatedDeployment, build};
 
 /// A cluster that does what it is told: what is planned is there, and gangs become Ready when told to.
 #[derive(Default)]
-struct Cluster(ObservedDeployment);
+pub(super) struct Cluster(pub(super) ObservedDeployment);
 
 impl Cluster {
     /// One pass: plan, and do it.
-    fn pass(&mut self, deployment: &ValidatedDeployment) -> DeploymentPlan {
+    pub(super) fn pass(&mut self, deployment: &ValidatedDeployment) -> DeploymentPlan {
         let plan = plan_deployment(deployment, &self.0);
-        let ObservedDeployment { pools, revisions } = &mut self.0;
-        let defaults = Defaults { worker_image: "w:1".to_owned() };
+        let ObservedDeployment { pools, revisions, resolvers, .. } = &mut self.0;
+        let defaults = Defaults { worker_image: "w:1".to_owned(), model_cache: ModelCache::default() };
         for planned in &plan.revisions {
             revisions.push(build::revision(deployment, planned, &defaults).unwrap());
         }
@@ -39,15 +39,19 @@ impl Cluster {
         }
         pools.retain(|pool| !plan.delete_pools.contains(&pool.name_any()));
         revisions.retain(|revision| !plan.delete_revisions.contains(&revision.name_any()));
+        resolvers.retain(|pod| plan.delete_resolvers.iter().all(|gone| gone.name != pod.name_any()));
+        if let Some(planned) = &plan.resolve {
+            resolvers.push(build::resolver(deployment, planned, &defaults).unwrap());
+        }
         plan
     }
 
-    fn pool(&mut self, role: Role) -> &mut LlamaPool {
+    pub(super) fn pool(&mut self, role: Role) -> &mut LlamaPool {
         self.0.pools.iter_mut().find(|pool| pool.spec.role == role).unwrap()
     }
 
     /// The gangs of a role, all of its target, in this phase.
-    fn gangs(&mut self, role: Role, phase: GangPhase) {
+    pub(super) fn gangs(&mut self, role: Role, phase: GangPhase) {
         let pool = self.pool(role);
         let target = pool.spec.targets[0].clone();
         let gang = |number| GangStatus {
@@ -70,7 +74,7 @@ impl Cluster {
     }
 }
 
-fn apart(spec: &mut Value) {
+pub(super) fn apart(spec: &mut Value) {
     spec.as_object_mut().unwrap().remove("unified");
     spec["prefill"] = json!({"minReplicas": 1, "maxReplicas": 3});
     spec["decode"] = json!({"minReplicas": 2, "maxReplicas": 4});
@@ -169,7 +173,15 @@ fn status(
     name_taken: Option<(&str, bool)>,
 ) -> LlamaDeploymentStatus {
     let now = Timestamp::UNIX_EPOCH;
-    deployment_status(DeploymentView { deployment, pools, refusal, name_taken, model: None, now })
+    deployment_status(DeploymentView {
+        deployment,
+        pools,
+        refusal,
+        unresolved: None,
+        name_taken,
+        model: None,
+        now,
+    })
 }
 
 /// Status, reason and message of a condition.
@@ -263,17 +275,17 @@ fn a_change_is_progressing_until_the_last_old_gang_is_gone() {
 #[test]
 fn a_refused_change_leaves_what_serves_ready() {
     let deployment = object(spec());
-    let refusal = checked(|spec| spec["model"]["source"] = json!("hf://a/b")).unwrap_err();
+    let refusal = checked(|spec| spec["model"]["source"] = json!("hf://a")).unwrap_err();
     let nothing = status(&deployment, &[], Some(&refusal), None);
     for type_ in [condition::READY, condition::MODEL_AVAILABLE] {
-        assert_eq!(told(&nothing, type_), ["False", reason::SOURCE_NOT_SUPPORTED, &refusal.message]);
+        assert_eq!(told(&nothing, type_), ["False", reason::SOURCE_INVALID, &refusal.message]);
     }
     let mut cluster = Cluster::default();
     cluster.pass(&checked(|_| {}).unwrap());
     cluster.gangs(Role::Unified, GangPhase::Ready);
     let serves = status(&deployment, &cluster.0.pools, Some(&refusal), None);
     assert_eq!(told(&serves, condition::READY)[0], "True");
-    assert_eq!(told(&serves, condition::DEGRADED)[..2], ["True", reason::SOURCE_NOT_SUPPORTED]);
+    assert_eq!(told(&serves, condition::DEGRADED)[..2], ["True", reason::SOURCE_INVALID]);
 }
 
 #[test]
@@ -302,6 +314,7 @@ fn a_status_of_the_same_is_the_same() {
             deployment,
             pools: &cluster.0.pools,
             refusal: None,
+            unresolved: None,
             name_taken: None,
             model: Some(&model),
             now: Timestamp::from_second(second).unwrap(),

@@ -1,6 +1,7 @@
 mod deployment;
 mod gangs;
 mod gpu;
+mod sources;
 
 use herd_api::condition::reason;
 use herd_api::{LlamaDeployment, LlamaPool};
@@ -8,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::revision::{Defaults, GangTemplate, hash};
+use crate::revision::{Defaults, GangTemplate, ModelCache, hash};
 use crate::{Claims, Refusal, ValidatedDeployment, build, gang, status, validate};
 
 fn object(spec: Value) -> LlamaDeployment {
@@ -42,8 +43,8 @@ fn what_cannot_be_served_is_refused_with_its_reason() {
         });
         refused.unwrap_err().reason
     };
-    assert_eq!(reason("/model/source", json!("hf://a/b")), reason::SOURCE_NOT_SUPPORTED);
-    assert_eq!(reason("/model/source", json!("s3://a/b")), reason::SOURCE_NOT_SUPPORTED);
+    assert_eq!(reason("/model/source", json!("hf://a")), reason::SOURCE_INVALID);
+    assert_eq!(reason("/model/secretRef", json!({"name": "s"})), reason::SECRET_NOT_NEEDED);
     assert_eq!(reason("/model/source", json!("pvc://c/../x")), reason::SOURCE_INVALID);
     let both = json!({"resourceName": "x.io/gpu", "claimTemplateName": "c"});
     assert_eq!(reason("/accelerator", both), reason::ACCELERATOR_INVALID);
@@ -93,8 +94,12 @@ fn the_hash_of_a_revision_is_what_it_was() {
 /// The pods of a gang of what `change` makes of the spec.
 fn pods(change: impl FnOnce(&mut Value)) -> Vec<Pod> {
     let validated = checked(change).unwrap();
-    let defaults = Defaults { worker_image: "w:1".to_owned() };
+    let defaults = Defaults { worker_image: "w:1".to_owned(), model_cache: ModelCache::default() };
     let template = GangTemplate::new(&validated.pools[0].gang, &defaults);
+    pods_of(&validated, &template)
+}
+
+fn pods_of(validated: &ValidatedDeployment, template: &GangTemplate) -> Vec<Pod> {
     let input = build::PodInput {
         deployment: "m",
         namespace: "n",
@@ -102,7 +107,7 @@ fn pods(change: impl FnOnce(&mut Value)) -> Vec<Pod> {
         role: herd_api::Role::Unified,
         gang: "g",
         revision: "r",
-        template: &template,
+        template,
         pod_groups: false,
     };
     build::pods(input).unwrap()

@@ -11,25 +11,12 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use herd_model::{ConfigError, ModelConfig, model_digest};
+use herd_model::{ConfigError, INDEX_FILE, ModelConfig, SIDE_FILES, SINGLE_FILE, model_digest};
 pub(crate) use safetensors::Dtype as Stored;
 use serde::Deserialize;
 
 use header::Header;
 
-/// The single file of a small checkpoint.
-const SINGLE_FILE: &str = "model.safetensors";
-/// Says which file holds which tensor of a large one.
-const INDEX_FILE: &str = "model.safetensors.index.json";
-/// Beside the weights, what a model is made of: part of its digest where present.
-const SIDE_FILES: [&str; 6] = [
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    INDEX_FILE,
-    "tokenizer.json",
-    "tokenizer_config.json",
-];
 /// Far above any JSON file beside the weights; an index of the 405B has 0.1 MB.
 const MAX_JSON_BYTES: u64 = 256 << 20;
 

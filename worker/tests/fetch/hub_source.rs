@@ -1,0 +1,271 @@
+//! `hf://`.
+
+use std::fs;
+use std::path::Path;
+
+use herd_engine::Checkpoint;
+use herd_worker::fetch::{FetchError, Secret, fetch, resolve};
+
+use crate::hub::{Fault, Hub, REPOSITORY, State};
+use crate::model::{
+    COMMIT, FIRST, LATER, Node, SECOND, WEIGHT_BYTES, files, from_hub, hub_file, is_whole, pin, state,
+};
+use crate::server::End;
+
+/// Where requests for a file began.
+fn begun(hub: &Hub, file: &str) -> Vec<Option<usize>> {
+    hub.content.asked_for(file).iter().map(crate::server::Request::from).collect()
+}
+
+#[tokio::test]
+async fn ranks_get_the_files_they_need_once() {
+    let hub = Hub::start(State { page: Some(3), ..state() }).await;
+    let (node, source) = (Node::new(), from_hub(&hub, None));
+    let pin = pin(&source).await;
+    assert!(pin.starts_with(COMMIT) && pin.len() > COMMIT.len(), "{pin} does not say which hub it is of");
+    let fetched = node.fetch(source.clone(), &pin).await.unwrap();
+    is_whole(&node.model(&source, &pin), 1);
+    assert_eq!(fetched.bytes, fetched.downloaded);
+    assert!(hub.api.asked_for("README.md").is_empty() && hub.content.asked_for(".pth").is_empty());
+    // Another pod of the node asks nobody.
+    let asked = hub.api.seen().len();
+    let again = node.fetch(source, &pin).await.unwrap();
+    assert_eq!((again.bytes, again.downloaded), (fetched.bytes, 0));
+    assert_eq!(hub.api.seen().len(), asked);
+}
+
+#[tokio::test]
+async fn the_digest_is_that_of_the_same_files_elsewhere() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31/tiny-llama31-bf16");
+    let mut state = State::default();
+    let files = state.commits.entry(COMMIT.to_owned()).or_default();
+    for entry in fs::read_dir(&fixture).unwrap() {
+        let (name, path) =
+            (entry.as_ref().unwrap().file_name().into_string().unwrap(), entry.unwrap().path());
+        files.insert(name.clone(), hub_file(&name, fs::read(path).unwrap()));
+    }
+    let hub = Hub::start(state).await;
+    let node = Node::new();
+    let mut source = from_hub(&hub, None);
+    source.source = format!("hf://{REPOSITORY}@{COMMIT}");
+    let pin = resolve(source.clone()).await.unwrap().pin;
+    node.fetch(source.clone(), &pin).await.unwrap();
+    let digest = |folder: &Path| Checkpoint::open(folder).unwrap().digest().unwrap();
+    assert_eq!(digest(&node.model(&source, &pin)), digest(&fixture));
+}
+
+#[tokio::test]
+async fn a_stage_gets_the_files_of_its_layers() {
+    let hub = Hub::start(state()).await;
+    let (node, source) = (Node::new(), from_hub(&hub, None));
+    let pin = pin(&source).await;
+    let mut options = node.options(source.clone(), &pin);
+    options.stage = Some((1, 2));
+    fetch(options.clone()).await.unwrap();
+    // The embedding is in the first file, and the output head may be it.
+    assert!(node.model(&source, &pin).join(SECOND).exists());
+    options.stage = Some((0, 2));
+    options.folder = "hf/first".to_owned();
+    fetch(options).await.unwrap();
+    let first = node.root().join("hf/first/model");
+    assert!(first.join(FIRST).exists() && !first.join(SECOND).exists());
+}
+
+#[tokio::test]
+async fn a_cut_connection_goes_on_where_it_ended() {
+    let hub = Hub::start(state()).await;
+    let cuts = [100_000, 50_000].map(|after| Fault::End(End::Cut(after)));
+    hub.fault(FIRST, cuts);
+    let (node, source) = (Node::new(), from_hub(&hub, None));
+    let pin = pin(&source).await;
+    node.fetch(source.clone(), &pin).await.unwrap();
+    is_whole(&node.model(&source, &pin), 1);
+    assert_eq!(begun(&hub, FIRST), [None, Some(100_000), Some(150_000)]);
+    assert_eq!(begun(&hub, SECOND), [None]);
+}
+
+#[tokio::test]
+async fn another_process_goes_on_where_the_first_one_ended() {
+    let hub = Hub::start(state()).await;
+    let (node, source) = (Node::new(), from_hub(&hub, None));
+    let pin = pin(&source).await;
+    // Given up, with a part of the file there.
+    hub.fault(FIRST, [Fault::End(End::Cut(120_000)), Fault::Status(403, None)]);
+    let error = node.fetch(source.clone(), &pin).await.unwrap_err();
+    assert_eq!(error.reason(), "SourceForbidden", "{error}");
+    let fetched = node.fetch(source.clone(), &pin).await.unwrap();
+    is_whole(&node.model(&source, &pin), 1);
+    assert_eq!(begun(&hub, FIRST), [None, Some(120_000), Some(120_000)]);
+    assert!(fetched.downloaded <= (2 * WEIGHT_BYTES - 120_000) as u64, "{fetched:?}");
+}
+
+#[tokio::test]
+async fn a_server_without_ranges_begins_again() {
+    let hub = Hub::start(state()).await;
+    hub.fault(FIRST, [Fault::End(End::Cut(100_000)), Fault::NoRanges]);
+    let (node, source) = (Node::new(), from_hub(&hub, None));
+    let pin = pin(&source).await;
+    node.fetch(source.clone(), &pin).await.unwrap();
+    is_whole(&node.model(&source, &pin), 1);
+}
+
+#[tokio::test]
+async fn a_busy_server_is_asked_again() {
+    let hub = Hub::start(state()).await;
+    hub.fault(FIRST, [Fault::Status(429, Some(0)), Fault::Status(503, None)]);
+    hub.fault("config.json", [Fault::Status(429, Some(0))]);
+    let (node, source) = (Node::new(), from_hub(&hub, None));
+    let pin = pin(&source).await;
+    node.fetch(source.clone(), &pin).await.unwrap();
+    is_whole(&node.model(&source, &pin), 1);
+    assert_eq!(begun(&hub, FIRST).len(), 3);
+}
+
+#[tokio::test]
+async fn a_pause_that_is_too_long_is_told() {
+    let hub = Hub::start(state()).await;
+    hub.fault(FIRST, [Fault::Status(429, Some(86_400))]);
+    let (node, source) = (Node::new(), from_hub(&hub, None));
+    let pin = pin(&source).await;
+    let error = node.fetch(source, &pin).await.unwrap_err();
+    assert_eq!(error.reason(), "SourceRateLimited");
+    assert!(error.to_string().contains("86400s"), "{error}");
+}
+
+#[tokio::test]
+async fn a_branch_that_moves_changes_nothing_of_what_was_resolved() {
+    let hub = Hub::start(state()).await;
+    let source = from_hub(&hub, None);
+    let before = pin(&source).await;
+    Node::new().fetch(source.clone(), &before).await.unwrap();
+    hub.state.lock().unwrap().branches.insert("main".to_owned(), LATER.to_owned());
+    // A pod that is made later, on another node.
+    let node = Node::new();
+    node.fetch(source.clone(), &before).await.unwrap();
+    is_whole(&node.model(&source, &before), 1);
+    // A new revision.
+    let after = pin(&source).await;
+    assert!(after.starts_with(LATER));
+    node.fetch(source.clone(), &after).await.unwrap();
+    is_whole(&node.model(&source, &after), 100);
+    is_whole(&node.model(&source, &before), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_checksum_is_tried_once_more() {
+    let hub = Hub::start(state()).await;
+    hub.fault(FIRST, [Fault::Flip(7)]);
+    hub.fault("tokenizer.json", [Fault::Flip(0)]);
+    let (node, source) = (Node::new(), from_hub(&hub, None));
+    let first = pin(&source).await;
+    node.fetch(source.clone(), &first).await.unwrap();
+    is_whole(&node.model(&source, &first), 1);
+    assert_eq!(begun(&hub, FIRST), [None, None]);
+
+    for (file, kind) in [(SECOND, "SHA-256"), ("config.json", "git object")] {
+        let node = Node::new();
+        hub.fault(file, [Fault::Flip(1), Fault::Flip(1), Fault::Flip(1)]);
+        let error = node.fetch(source.clone(), &first).await.unwrap_err();
+        assert_eq!(error.reason(), "ChecksumMismatch");
+        assert!(error.to_string().contains(file) && error.to_string().contains(kind), "{error}");
+        assert!(!node.model(&source, &first).join(file).exists());
+        hub.fault(file, []);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_shorter_than_listed_is_no_file() {
+    let hub = Hub::start(state()).await;
+    hub.fault(FIRST, vec![Fault::Short(1000); 8]);
+    let (node, source) = (Node::new(), from_hub(&hub, None));
+    let pin = pin(&source).await;
+    let error = node.fetch(source.clone(), &pin).await.unwrap_err();
+    assert_eq!(error.reason(), "SourceBroken", "{error}");
+    assert!(error.to_string().contains(FIRST), "{error}");
+    assert!(!node.model(&source, &pin).join(FIRST).exists());
+}
+
+#[tokio::test]
+async fn a_token_goes_to_the_hub_alone() {
+    let hub = Hub::start(State { token: Some("hf_right".to_owned()), ..state() }).await;
+    let (node, source) = (Node::new(), from_hub(&hub, Some("hf_right\n")));
+    let pin = pin(&source).await;
+    node.fetch(source.clone(), &pin).await.unwrap();
+    is_whole(&node.model(&source, &pin), 1);
+    let with_token = |request: &crate::server::Request| request.headers.contains_key("authorization");
+    assert!(hub.api.seen().iter().all(with_token));
+    assert!(!hub.content.seen().is_empty() && !hub.content.seen().iter().any(with_token));
+}
+
+async fn refused(hub: &Hub, token: Option<&str>, source: Option<&str>) -> FetchError {
+    let mut options = from_hub(hub, token);
+    if let Some(source) = source {
+        source.clone_into(&mut options.source);
+    }
+    resolve(options).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn who_may_not_have_it_is_told_what_to_do() {
+    let hub = Hub::start(State { token: Some("hf_right".to_owned()), ..state() }).await;
+    let error = refused(&hub, None, None).await;
+    assert_eq!(error.reason(), "SourceUnauthorized");
+    let said = error.to_string();
+    assert!(said.starts_with("hf://herd/tiny asks who we are") && said.contains("model.secretRef"), "{said}");
+    assert!(!said.contains('\n'), "{said}");
+
+    let error = refused(&hub, Some("hf_wrong"), None).await;
+    assert_eq!(error.reason(), "SourceUnauthorized");
+    assert!(error.to_string().contains("the token of Secret hub-token is not valid"), "{error}");
+    assert!(!error.to_string().contains("hf_wrong"));
+
+    hub.state.lock().unwrap().is_gated = true;
+    let error = refused(&hub, Some("hf_right"), None).await;
+    assert_eq!(error.reason(), "SourceForbidden");
+    assert!(error.to_string().contains("ask for access at http://127.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_told() {
+    let hub = Hub::start(state()).await;
+    let error = refused(&hub, None, Some("hf://herd/other")).await;
+    assert_eq!(error.reason(), "SourceNotFound");
+    assert!(error.to_string().contains("is the name right"), "{error}");
+    let error = refused(&hub, None, Some("hf://herd/tiny@nowhere")).await;
+    assert!(error.to_string().contains("no branch, tag or commit \"nowhere\""), "{error}");
+    let error = refused(&hub, None, Some("oci://herd/tiny")).await;
+    assert_eq!(error.reason(), "InvalidOption");
+
+    let only = |name: &str| [(name.to_owned(), hub_file(name, files(1)[name].clone()))];
+    hub.state.lock().unwrap().commits.insert(COMMIT.to_owned(), only("config.json").into());
+    let error = refused(&hub, None, None).await;
+    assert_eq!(error.reason(), "ModelFilesMissing");
+    assert!(error.to_string().contains("no model.safetensors"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_told() {
+    let hub = Hub::start(state()).await;
+    let mut source = from_hub(&hub, None);
+    source.retry.limit = std::time::Duration::from_millis(50);
+    drop(hub);
+    let error = resolve(source).await.unwrap_err();
+    assert_eq!(error.reason(), "SourceUnreachable");
+    assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_pin_of_another_hub_is_refused() {
+    let (hub, other) = (Hub::start(state()).await, Hub::start(state()).await);
+    let pin = pin(&from_hub(&other, None)).await;
+    let error = Node::new().fetch(from_hub(&hub, None), &pin).await.unwrap_err();
+    assert_eq!(error.reason(), "SourceChanged");
+    assert!(error.to_string().contains("another hub"), "{error}");
+    let error = Node::new().fetch(from_hub(&hub, None), "main").await.unwrap_err();
+    assert_eq!(error.reason(), "InvalidOption");
+}
+
+#[test]
+fn a_token_is_no_part_of_what_is_shown() {
+    assert!(!format!("{:?}", Secret("hf_right".to_owned())).contains("hf_right"));
+}

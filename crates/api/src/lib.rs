@@ -10,8 +10,9 @@ pub mod ports;
 mod source;
 
 pub use deployment::{
-    Accelerator, AcceleratorKind, Dtype, EnvVar, LlamaDeployment, LlamaDeploymentSpec, LlamaDeploymentStatus,
-    Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate, Resources, Revisions, Slo, WorkerTemplate,
+    Accelerator, AcceleratorKind, Autoscaling, AutoscalingMode, Dtype, EnvVar, LastScale, LlamaDeployment,
+    LlamaDeploymentSpec, LlamaDeploymentStatus, Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate,
+    Resources, Revisions, Slo, WorkerTemplate,
 };
 pub use pool::{
     DeploymentRef, GangFailure, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, Role,

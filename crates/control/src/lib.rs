@@ -3,6 +3,7 @@
 //!
 //! `observe -> validate -> plan -> build -> apply -> status`: all but observe and apply are here.
 
+pub mod autoscale;
 pub mod build;
 pub mod gang;
 pub mod plan;
@@ -13,4 +14,6 @@ pub mod status;
 mod tests;
 mod validate;
 
-pub use validate::{Claims, GangSpec, Gpu, Refusal, ValidatedDeployment, ValidatedPool, validate};
+pub use validate::{
+    Claims, GangSpec, Gpu, Refusal, ValidatedDeployment, ValidatedPool, ValidatedScaling, validate,
+};

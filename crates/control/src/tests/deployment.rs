@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{checked, object, spec};
 use crate::plan::{DeploymentPlan, ObservedDeployment, plan_deployment};
 use crate::revision::{Defaults, hash};
-use crate::status::{DeploymentView, Note, deployment_status, notes};
+use crate::status::{DeploymentView, Note, ScalingView, deployment_status, notes};
 use crate::{Refusal, ValidatedDeployment, build};
 
 /// A cluster that does what it is told: what is planned is there, and gangs become Ready when told to.
@@ -169,7 +169,15 @@ fn status(
     name_taken: Option<(&str, bool)>,
 ) -> LlamaDeploymentStatus {
     let now = Timestamp::UNIX_EPOCH;
-    deployment_status(DeploymentView { deployment, pools, refusal, name_taken, model: None, now })
+    deployment_status(DeploymentView {
+        deployment,
+        pools,
+        refusal,
+        name_taken,
+        model: None,
+        scaling: ScalingView::default(),
+        now,
+    })
 }
 
 /// Status, reason and message of a condition.
@@ -304,6 +312,7 @@ fn a_status_of_the_same_is_the_same() {
             refusal: None,
             name_taken: None,
             model: Some(&model),
+            scaling: ScalingView::default(),
             now: Timestamp::from_second(second).unwrap(),
         })
     };

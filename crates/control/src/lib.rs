@@ -5,6 +5,7 @@
 
 pub mod autoscale;
 pub mod build;
+mod duration;
 pub mod gang;
 pub mod plan;
 pub mod revision;
@@ -14,6 +15,7 @@ pub mod status;
 mod tests;
 mod validate;
 
+pub use duration::duration;
 pub use validate::{
     Claims, GangSpec, Gpu, Refusal, ValidatedDeployment, ValidatedPool, ValidatedScaling, validate,
 };

@@ -13,6 +13,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource as _, ResourceExt as _};
 use serde::{Deserialize, Serialize};
 
+use crate::duration::duration;
+
 /// For running requests to end once a gang must go.
 const TERMINATION_GRACE_PERIOD_SECONDS: i64 = 600;
 /// Of prompts that wait, where a user gave none.
@@ -96,6 +98,14 @@ pub struct ValidatedDeployment {
     pub pools: Vec<ValidatedPool>,
     /// How it is scaled. Gangs know nothing of it.
     pub scaling: ValidatedScaling,
+}
+
+impl ValidatedDeployment {
+    /// Whether the operator's own autoscaler has anything to decide.
+    pub fn is_scaled(&self) -> bool {
+        let can_change = |pool: &ValidatedPool| pool.min_replicas < pool.max_replicas;
+        self.scaling.mode == AutoscalingMode::SLO && self.pools.iter().any(can_change)
+    }
 }
 
 /// How a deployment is scaled.
@@ -374,20 +384,6 @@ fn check_scaling(autoscaling: Option<&Autoscaling>, slo: Option<&Slo>) -> Result
         gpu_budget,
         time_to_first_token: time_to_first_token.unwrap_or(TIME_TO_FIRST_TOKEN),
     })
-}
-
-/// "2s", "500ms", "1.5m"; `None` for anything else, and for 0.
-fn duration(text: &str) -> Option<Duration> {
-    let digits = text.find(|one: char| !one.is_ascii_digit() && one != '.')?;
-    let (number, unit) = text.split_at(digits);
-    let seconds = match unit {
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" => 60.0,
-        _ => return None,
-    };
-    let duration = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
-    (!duration.is_zero()).then_some(duration)
 }
 
 fn check_env(env: &[EnvVar]) -> Result<(), Refusal> {

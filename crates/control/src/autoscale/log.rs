@@ -58,6 +58,7 @@ impl Recording {
 pub struct Log {
     recording: Recording,
     history: History,
+    weight: usize,
 }
 
 impl Log {
@@ -65,14 +66,17 @@ impl Log {
     pub fn decide(&mut self, input: Input) -> Decision {
         let (decision, history) = decide(&input, &self.history);
         self.history = history;
-        self.recording.entries.push_back(Entry { input, decision: decision.clone() });
+        let entry = Entry { input, decision: decision.clone() };
+        self.weight += entry.weight();
+        self.recording.entries.push_back(entry);
         decision
     }
 
     /// Drops the oldest entry; what it left behind is kept.
     pub fn forget_oldest(&mut self) {
-        if let Some(Entry { input, decision: _ }) = self.recording.entries.pop_front() {
-            self.recording.before = decide(&input, &self.recording.before).1;
+        if let Some(entry) = self.recording.entries.pop_front() {
+            self.weight -= entry.weight();
+            self.recording.before = decide(&entry.input, &self.recording.before).1;
         }
     }
 
@@ -88,7 +92,7 @@ impl Log {
 
     /// What all of them take, in pools and gangs.
     pub fn weight(&self) -> usize {
-        self.recording.entries.iter().map(Entry::weight).sum()
+        self.weight
     }
 
     /// All that is kept.

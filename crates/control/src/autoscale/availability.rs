@@ -22,7 +22,13 @@ struct Census {
 
 /// What the condition says of this input.
 pub(super) fn metrics(input: &Input, history: &History) -> Metrics {
+    let Input { now_ms, policy, .. } = input;
     if let Some(trouble) = &input.trouble {
+        // One answer that does not come is no news: what it would say is not old yet.
+        let lately = history.answered_ms.is_some_and(|answered| now_ms - answered <= policy.stale_after_ms());
+        if let (true, Some(metrics)) = (lately, &history.metrics) {
+            return metrics.clone();
+        }
         return Metrics::new(Some(false), reason::PROMETHEUS_UNREACHABLE, trouble.clone());
     }
     let mut census = Census::default();
@@ -38,13 +44,19 @@ impl Census {
         let seen = history.pools.get(&pool.role);
         self.ready += pool.ready;
         for GangInput { id, revision: _, reading } in &pool.gangs {
-            let since = seen.and_then(|seen| seen.ready_since_ms.get(id)).unwrap_or(now_ms);
+            let seen = seen.and_then(|seen| seen.gangs.get(id)).copied();
+            let since = seen.map_or(*now_ms, |seen| seen.ready_since_ms);
+            let known = seen.and_then(|seen| seen.known_ms);
             let named = |why: &str| format!("{} {id}: {why}", pool.role);
             match reading {
                 Reading::Sample(sample) if sample.is_stale(policy) => {
                     self.stale.push(named(&format!("{} s old", sample.age_ms / 1000)));
                 }
                 Reading::Sample(_) => self.known += 1,
+                // One scrape that fails takes its predecessor away, which is not old yet.
+                Reading::Missing { .. } if known.is_some_and(|at| now_ms - at <= policy.stale_after_ms()) => {
+                    self.known += 1;
+                }
                 Reading::Missing { .. } if now_ms - since < policy.first_sample_within_ms() => self.new += 1,
                 Reading::Missing { metric } => self.unknown.push(named(&format!("no {metric}"))),
                 Reading::Invalid { metric } => {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::availability;
 use super::budget::{Ask, share};
-use super::history::{Falling, History, PoolHistory, Rising};
+use super::history::{Falling, History, PoolHistory, Rising, SeenGang};
 use super::input::{Input, Policy, PoolInput};
 use super::load::{Load, measure};
 
@@ -76,7 +76,7 @@ struct Wish {
 /// where every gang that is Ready is known and the load has asked for fewer for a whole window, in which nobody changed their
 /// number. Whatever is not known asks for nothing.
 pub fn decide(input: &Input, history: &History) -> (Decision, History) {
-    let Input { now_ms, policy, gpu_budget, drain_within_ms: _, trouble: _, pools } = input;
+    let Input { now_ms, policy, gpu_budget, drain_within_ms: _, trouble, pools } = input;
     let metrics = availability::metrics(input, history);
     let goes_on =
         history.last_ms.is_some_and(|last| (0..=policy.longest_gap_ms()).contains(&(now_ms - last)));
@@ -84,7 +84,13 @@ pub fn decide(input: &Input, history: &History) -> (Decision, History) {
     if let Some(budget) = gpu_budget {
         keep_within(*budget, pools, &mut wishes);
     }
-    let mut after = History { last_ms: Some(*now_ms), pools: BTreeMap::new() };
+    let answered_ms = if trouble.is_none() { Some(*now_ms) } else { history.answered_ms };
+    let mut after = History {
+        last_ms: Some(*now_ms),
+        answered_ms,
+        metrics: Some(metrics.clone()),
+        pools: BTreeMap::new(),
+    };
     let mut decided = Vec::with_capacity(pools.len());
     for (pool, Wish { to, why, history: mut of_pool }) in pools.iter().zip(wishes) {
         if to != pool.replicas {
@@ -107,34 +113,51 @@ fn wish(pool: &PoolInput, input: &Input, history: &History, goes_on: bool) -> Wi
         Some(_) => None,
         None => measure(pool, policy, &before, *drain_within_ms, *now_ms),
     };
-    let seen = pool
-        .gangs
-        .iter()
-        .map(|gang| (gang.id.clone(), before.ready_since_ms.get(&gang.id).copied().unwrap_or(*now_ms)));
+    let seen = pool.gangs.iter().map(|gang| {
+        let seen = before.gangs.get(&gang.id).copied();
+        let seen = seen.unwrap_or(SeenGang { ready_since_ms: *now_ms, known_ms: None });
+        let known_ms = gang.reading.fresh(policy).map(|_| *now_ms).or(seen.known_ms);
+        (gang.id.clone(), SeenGang { known_ms, ..seen })
+    });
     let mut after = PoolHistory {
         replicas: pool.replicas,
         rising: None,
         falling: None,
         throughput: before.learn(&pool.revision, load.as_ref().and_then(|load| load.measured)),
-        ready_since_ms: seen.collect(),
+        gangs: seen.collect(),
     };
-    let hold = |why: String, history| Wish { to: pool.replicas, why, history };
-    let Some(load) = load else { return hold("nothing is known of its load".to_owned(), after) };
-    after.rising = rising(pool, &load, &before, *now_ms);
-    after.falling = falling(pool, &load, &before, *now_ms);
-    let Load { words, complete, .. } = load;
+    let wish = |to: i32, why: String, history| Wish { to, why, history };
+    let hold = |why: String, history| wish(pool.replicas, why, history);
+    let lately = |seen_ms: i64| now_ms - seen_ms <= policy.stale_after_ms();
+    let Some(load) = load else {
+        after.rising = before.rising.filter(|rising| lately(rising.seen_ms));
+        after.falling = before.falling.filter(|falling| lately(falling.seen_ms));
+        return hold("nothing is known of its load".to_owned(), after);
+    };
+    let Load { low, high, complete, .. } = load;
+    let (more, fewer) = (low > pool.replicas, high < pool.replicas);
+    // What is not known for a moment ends nothing, and decides nothing.
+    after.rising = if more {
+        Some(rising(&load, &before, *now_ms))
+    } else {
+        before.rising.filter(|rising| !complete && lately(rising.seen_ms))
+    };
+    after.falling = match (fewer, complete) {
+        (true, true) => Some(falling(&before, *now_ms)),
+        (true, false) => before.falling.filter(|falling| lately(falling.seen_ms)),
+        (false, _) => None,
+    };
+    let words = load.words;
     match (after.rising, after.falling) {
-        (Some(rising), _) if rising.asks(policy, *now_ms) => {
-            Wish { to: rising.least, why: words, history: after }
-        }
-        (Some(_), _) => hold(format!("{words}; more, if it lasts"), after),
-        (None, Some(falling)) if now_ms - falling.since_ms >= policy.down_window_ms => {
+        (Some(rising), _) if more && rising.asks(policy, *now_ms) => wish(rising.least, words, after),
+        (None, Some(falling)) if complete && falling.asks(policy, *now_ms) => {
             let why = format!("{words}; so for {} s", policy.down_window_ms / 1000);
-            Wish { to: pool.replicas - 1, why, history: after }
+            wish(pool.replicas - 1, why, after)
         }
+        _ if !complete => hold(format!("{words}; not every gang is known"), after),
+        (Some(_), _) => hold(format!("{words}; more, if it lasts"), after),
         (None, Some(_)) => hold(format!("{words}; fewer, if it lasts"), after),
-        (None, None) if complete => hold(words, after),
-        (None, None) => hold(format!("{words}; not every gang is known"), after),
+        (None, None) => hold(words, after),
     }
 }
 
@@ -144,25 +167,28 @@ impl Rising {
     }
 }
 
-fn rising(pool: &PoolInput, load: &Load, before: &PoolHistory, now_ms: i64) -> Option<Rising> {
-    let Load { low, scraped_ms, .. } = *load;
-    if low <= pool.replicas {
-        return None;
+impl Falling {
+    fn asks(&self, policy: &Policy, now_ms: i64) -> bool {
+        now_ms - self.since_ms >= policy.down_window_ms
     }
-    Some(match before.rising {
-        None => Rising { since_ms: now_ms, least: low, scraped_ms, scrapes: 1 },
-        Some(Rising { since_ms, least, scraped_ms: last, scrapes }) => Rising {
+}
+
+fn rising(load: &Load, before: &PoolHistory, now_ms: i64) -> Rising {
+    let Load { low, scraped_ms, .. } = *load;
+    match before.rising {
+        None => Rising { since_ms: now_ms, seen_ms: now_ms, least: low, scraped_ms, scrapes: 1 },
+        Some(Rising { since_ms, seen_ms: _, least, scraped_ms: last, scrapes }) => Rising {
             since_ms,
+            seen_ms: now_ms,
             least: least.min(low),
             scraped_ms: last.max(scraped_ms),
             scrapes: scrapes.saturating_add(u32::from(scraped_ms > last)),
         },
-    })
+    }
 }
 
-fn falling(pool: &PoolInput, load: &Load, before: &PoolHistory, now_ms: i64) -> Option<Falling> {
-    (load.complete && load.high < pool.replicas)
-        .then(|| before.falling.unwrap_or(Falling { since_ms: now_ms }))
+fn falling(before: &PoolHistory, now_ms: i64) -> Falling {
+    Falling { since_ms: before.falling.map_or(now_ms, |falling| falling.since_ms), seen_ms: now_ms }
 }
 
 /// Cuts what is wished for down to what a budget leaves. Nothing that runs goes for it.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use herd_api::Role;
 use serde::{Deserialize, Serialize};
 
+use super::decide::Metrics;
+
 /// Of one deployment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -12,6 +14,12 @@ pub struct History {
     /// When it was decided last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_ms: Option<i64>,
+    /// When Prometheus answered last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_ms: Option<i64>,
+    /// What was said of its data last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
     /// By role.
     #[serde(default)]
     pub pools: BTreeMap<Role, PoolHistory>,
@@ -32,9 +40,20 @@ pub struct PoolHistory {
     /// Since a gang was busy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throughput: Option<Throughput>,
-    /// When each gang that is Ready was seen to be first.
+    /// Each gang that is Ready.
     #[serde(default)]
-    pub ready_since_ms: BTreeMap<String, i64>,
+    pub gangs: BTreeMap<String, SeenGang>,
+}
+
+/// A gang that is Ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SeenGang {
+    /// When it was seen to be first.
+    pub ready_since_ms: i64,
+    /// When its load was known last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_ms: Option<i64>,
 }
 
 /// The load asks for more gangs.
@@ -43,6 +62,8 @@ pub struct PoolHistory {
 pub struct Rising {
     /// Since then.
     pub since_ms: i64,
+    /// It was seen to last then.
+    pub seen_ms: i64,
     /// The fewest that it asked for.
     pub least: i32,
     /// The newest scrape that said so.
@@ -57,6 +78,8 @@ pub struct Rising {
 pub struct Falling {
     /// Since then.
     pub since_ms: i64,
+    /// It was seen to last then.
+    pub seen_ms: i64,
 }
 
 /// How fast a gang computes prompts.

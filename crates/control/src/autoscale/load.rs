@@ -84,8 +84,8 @@ pub(super) fn measure(
     };
     // A gang that has only just begun says nothing about how fast one is.
     let settled = |gang: &GangInput| {
-        let since = history.ready_since_ms.get(&gang.id);
-        since.is_some_and(|since| now_ms - since >= policy.rate_window_ms())
+        let seen = history.gangs.get(&gang.id);
+        seen.is_some_and(|seen| now_ms - seen.ready_since_ms >= policy.rate_window_ms())
     };
     let speeds: Vec<u64> = known
         .iter()

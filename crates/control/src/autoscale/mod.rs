@@ -14,6 +14,6 @@ mod log;
 mod tests;
 
 pub use decide::{Decision, Metrics, PoolDecision, decide};
-pub use history::{Falling, History, PoolHistory, Rising, Throughput};
+pub use history::{Falling, History, PoolHistory, Rising, SeenGang, Throughput};
 pub use input::{GangInput, Input, Policy, PoolInput, Reading, Sample};
 pub use log::{Entry, Log, Mismatch, Recording};

@@ -115,6 +115,39 @@ fn a_gang_that_is_new_need_not_have_a_sample_yet() {
     assert_eq!(later.metrics.reason, reason::NO_DATA);
 }
 
+/// One scrape in many fails: if each of them began a new window, a large pool would never shrink.
+#[test]
+fn a_scrape_that_fails_now_and_then_is_no_news() {
+    let mut world = two_decode_gangs();
+    let mut told = Vec::new();
+    for step in 0..80 {
+        let mut input = world.look();
+        match step % 5 {
+            0 => input.pools[1].gangs[0].reading = no_metric(),
+            1 if step % 2 == 0 => input.trouble = Some("it did not answer once".to_owned()),
+            _ => {}
+        }
+        let decision = world.decide(&input);
+        if decision.pools[1].to < decision.pools[1].from {
+            assert_eq!(input.trouble, None);
+            assert!(matches!(input.pools[1].gangs[0].reading, Reading::Sample(_)));
+        }
+        told.push(decision.metrics.status);
+    }
+    assert_eq!(world.replicas(), [1, 1]);
+    assert!(told.iter().all(|status| *status == Some(true)), "{told:?}");
+    // And load is seen through them.
+    world.load[1] = sequences(100, 20);
+    for step in 0..8 {
+        let mut input = world.look();
+        if step % 3 == 1 {
+            input.pools[1].gangs[0].reading = no_metric();
+        }
+        world.decide(&input);
+    }
+    assert_eq!(world.replicas(), [1, 2]);
+}
+
 #[test]
 fn without_a_gang_that_is_ready_nothing_is_known_and_nothing_goes() {
     let mut world = two_decode_gangs();

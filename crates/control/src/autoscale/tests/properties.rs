@@ -5,11 +5,12 @@ use proptest::prelude::*;
 
 use super::{POLICY, pool};
 use crate::autoscale::{
-    Decision, Falling, GangInput, History, Input, PoolHistory, PoolInput, Reading, Rising, Sample,
+    Decision, Falling, GangInput, History, Input, PoolHistory, PoolInput, Reading, Rising, Sample, SeenGang,
     Throughput, decide,
 };
 
 const NOW: i64 = 1_800_000_000_000;
+const SEEN: SeenGang = SeenGang { ready_since_ms: 0, known_ms: None };
 
 fn sample() -> impl Strategy<Value = Sample> {
     let rates = (0..3_000_000_u64, 0..100_000_u64, 0..1_100_u64);
@@ -61,17 +62,25 @@ fn some_pool(role: Role) -> impl Strategy<Value = PoolInput> {
 /// One in which most decisions are due.
 fn history(pools: &[PoolInput], due: bool, tokens_per_1000s: Option<u64>) -> History {
     let since_ms = if due { NOW - POLICY.down_window_ms } else { NOW - POLICY.interval_ms };
-    let rising = Rising { since_ms, least: i32::MAX, scraped_ms: NOW - 60_000, scrapes: 2 };
+    let rising = Rising {
+        since_ms,
+        seen_ms: NOW - POLICY.interval_ms,
+        least: i32::MAX,
+        scraped_ms: NOW - 60_000,
+        scrapes: 2,
+    };
     let of_pool = |pool: &PoolInput| PoolHistory {
         replicas: pool.replicas,
         rising: Some(rising),
-        falling: Some(Falling { since_ms }),
+        falling: Some(Falling { since_ms, seen_ms: NOW - POLICY.interval_ms }),
         throughput: tokens_per_1000s
             .map(|tokens_per_1000s| Throughput { revision: "r".to_owned(), tokens_per_1000s }),
-        ready_since_ms: pool.gangs.iter().map(|gang| (gang.id.clone(), 0)).collect(),
+        gangs: pool.gangs.iter().map(|gang| (gang.id.clone(), SEEN)).collect(),
     };
     History {
         last_ms: Some(NOW - POLICY.interval_ms),
+        answered_ms: None,
+        metrics: None,
         pools: pools.iter().map(|pool| (pool.role, of_pool(pool))).collect(),
     }
 }

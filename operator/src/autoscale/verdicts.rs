@@ -34,9 +34,7 @@ impl Verdicts {
         let verdict = verdicts.entry(uid.to_owned()).or_default();
         let kind = |state: &State| (state.status, state.reason.clone());
         let is_news = last_scale.is_some() || verdict.metrics.as_ref().map(kind) != Some(kind(&metrics));
-        if is_news {
-            verdict.metrics = Some(metrics);
-        }
+        verdict.metrics = Some(metrics);
         if last_scale.is_some() {
             verdict.last_scale = last_scale;
         }

@@ -188,7 +188,7 @@ pub enum AutoscalingMode {
     SLO,
     /// Another autoscaler, through /scale of the LlamaPools.
     External,
-    /// People.
+    /// People. In YAML it needs quotes: "Off"; without them it is a boolean.
     Off,
 }
 

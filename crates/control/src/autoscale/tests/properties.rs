@@ -59,8 +59,8 @@ fn some_pool(role: Role) -> impl Strategy<Value = PoolInput> {
     )
 }
 
-/// One in which most decisions are due.
-fn history(pools: &[PoolInput], due: bool, tokens_per_1000s: Option<u64>) -> History {
+/// One in which decisions are due, or not yet.
+fn history(pools: &[PoolInput], due: bool, rises: bool, tokens_per_1000s: Option<u64>) -> History {
     let since_ms = if due { NOW - POLICY.down_window_ms } else { NOW - POLICY.interval_ms };
     let rising = Rising {
         since_ms,
@@ -71,7 +71,7 @@ fn history(pools: &[PoolInput], due: bool, tokens_per_1000s: Option<u64>) -> His
     };
     let of_pool = |pool: &PoolInput| PoolHistory {
         replicas: pool.replicas,
-        rising: Some(rising),
+        rising: rises.then_some(rising),
         falling: Some(Falling { since_ms, seen_ms: NOW - POLICY.interval_ms }),
         throughput: tokens_per_1000s
             .map(|tokens_per_1000s| Throughput { revision: "r".to_owned(), tokens_per_1000s }),
@@ -93,9 +93,9 @@ fn case() -> impl Strategy<Value = (Input, History)> {
     ];
     let speed = prop::option::of(1_000..5_000_000_u64);
     let trouble = prop::option::weighted(0.1, Just("it is away".to_owned()));
-    (pools, prop::option::of(1..100_i64), 1_000..60_000_i64, trouble, any::<bool>(), speed).prop_map(
-        |(pools, gpu_budget, drain_within_ms, trouble, due, speed)| {
-            let history = history(&pools, due, speed);
+    (pools, prop::option::of(1..100_i64), 1_000..60_000_i64, trouble, any::<(bool, bool)>(), speed).prop_map(
+        |(pools, gpu_budget, drain_within_ms, trouble, (due, rises), speed)| {
+            let history = history(&pools, due, rises, speed);
             (Input { now_ms: NOW, policy: POLICY, gpu_budget, drain_within_ms, trouble, pools }, history)
         },
     )

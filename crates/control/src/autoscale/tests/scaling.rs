@@ -60,6 +60,17 @@ fn how_fast_a_gang_is_is_remembered_while_it_idles() {
     assert_eq!(world.run(30), [[1, 1], [3, 1]]);
 }
 
+/// A gang that was slow, with small prompts say, may be fast with others: it is at most as full as it is busy.
+#[test]
+fn what_comes_is_no_more_than_gangs_are_busy_with() {
+    let mut world = apart();
+    world.load[0] = Sample { prompt_tokens_per_1000s: 70_000, steps_per_1000s: 1_000, ..prompts(700, 0) };
+    world.run(120);
+    assert_eq!(world.history.pools[&Role::Prefill].throughput_of("r"), Some(100_000));
+    world.load[0] = Sample { prompt_tokens_per_1000s: 900_000, ..prompts(450, 0) };
+    assert_eq!(world.run(60), [[1, 1]]);
+}
+
 /// Samples from a cold start poison what is known of a gang's speed.
 #[test]
 fn a_gang_that_has_only_just_begun_says_nothing_of_its_speed() {
@@ -191,10 +202,16 @@ fn without_any_request_a_pool_comes_down_to_its_least() {
 #[test]
 fn what_somebody_else_has_changed_stays_for_a_window() {
     let mut world = apart();
-    world.run(290);
+    world.input.pools[1].replicas = 3;
+    assert_eq!(world.run(290), [[1, 3]]);
     world.input.pools[1].replicas = 2;
     assert_eq!(world.run(295), [[1, 2]]);
     assert_eq!(world.run(30), [[1, 2], [1, 1]]);
+    // The same for more: what was asked for before the change is over.
+    world.load[1] = sequences(300, 0);
+    world.run(10);
+    world.input.pools[1].replicas = 2;
+    assert_eq!(world.run(15), [[1, 2]]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::error::ReconcileError;
 
 /// Field manager of all that the operator decides.
 const MANAGER: &str = "herd-operator";
-/// Field manager of a pool's replicas, which the operator writes once.
+/// Field manager of a pool's replicas: they are written once, when the pool is made, and then by the autoscaler.
 const SCALE_MANAGER: &str = "herd-scale";
 
 /// Objects of one kind in one namespace.
@@ -103,7 +103,7 @@ pub(crate) enum Manager {
 }
 
 impl Manager {
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Operator => MANAGER,
             Self::Scale => SCALE_MANAGER,

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
+use crate::autoscale::Verdicts;
 use crate::metrics::Metrics;
 
 /// After the first failure of an object in a row, doubled with each further one.
@@ -27,6 +28,8 @@ pub(crate) struct Context {
     /// Whether gangs of several pods are scheduled by the cluster's `PodGroup`s.
     pub(crate) pod_groups: bool,
     pub(crate) metrics: Arc<Metrics>,
+    /// What the autoscaler says, for whoever writes the status.
+    pub(crate) verdicts: Verdicts,
     recorder: Recorder,
     /// Failures in a row, by object; one that is well has no entry.
     failures: Mutex<HashMap<String, u32>>,
@@ -47,6 +50,7 @@ impl Context {
             defaults,
             pod_groups,
             metrics,
+            verdicts: Verdicts::default(),
             failures: Mutex::default(),
         }
     }

@@ -1,4 +1,4 @@
-//! Two controllers: what wakes them, how often they try, and how they end.
+//! Two controllers, and the autoscaler, which sees what they watch: what wakes them, how often they try, and how they end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use crate::autoscale::{Autoscaler, AutoscalerOptions, Logs};
 use crate::context::Context;
 use crate::error::ReconcileError;
 use crate::{deployment, pool};
@@ -32,11 +33,24 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// As watched: one that this operator cannot read, of a newer version, say, stops the watch of none but itself.
 pub(crate) type Watched<K> = DeserializeGuard<K>;
 
-/// Runs both until `stop`.
-pub(crate) async fn run(context: Arc<Context>, namespace: Option<&str>, stop: CancellationToken) {
-    let deployments = deployments(Arc::clone(&context), namespace, stop.clone());
-    let pools = pools(context, namespace, stop);
-    tokio::join!(deployments, pools);
+/// Runs all until `stop`.
+pub(crate) async fn run(
+    context: Arc<Context>,
+    namespace: Option<&str>,
+    autoscaler: &AutoscalerOptions,
+    logs: Logs,
+    stop: CancellationToken,
+) {
+    let (autoscaler, news) = Autoscaler::new(autoscaler, namespace, logs);
+    let client = &context.client;
+    let of_deployments =
+        Controller::new(api::<Watched<LlamaDeployment>>(client, namespace), watcher::Config::default());
+    let of_pools = Controller::new(api::<Watched<LlamaPool>>(client, namespace), watcher::Config::default());
+    let scaling = autoscaler.run(&context, of_deployments.store(), of_pools.store(), stop.clone());
+    let of_deployments = of_deployments.reconcile_all_on(news);
+    let deployments = deployments(of_deployments, Arc::clone(&context), namespace, stop.clone());
+    let pools = pools(of_pools, Arc::clone(&context), namespace, stop);
+    tokio::join!(deployments, pools, scaling);
 }
 
 /// Objects of a kind, of one namespace or all.
@@ -59,10 +73,13 @@ fn config() -> Config {
     Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE)
 }
 
-async fn deployments(context: Arc<Context>, namespace: Option<&str>, stop: CancellationToken) {
+async fn deployments(
+    controller: Controller<Watched<LlamaDeployment>>,
+    context: Arc<Context>,
+    namespace: Option<&str>,
+    stop: CancellationToken,
+) {
     let client = context.client.clone();
-    let controller =
-        Controller::new(api::<Watched<LlamaDeployment>>(&client, namespace), watcher::Config::default());
     let all = controller.store();
     let (others, known) = (controller.store(), controller.store());
     let passes = controller
@@ -96,10 +113,13 @@ async fn deployments(context: Arc<Context>, namespace: Option<&str>, stop: Cance
         .await;
 }
 
-async fn pools(context: Arc<Context>, namespace: Option<&str>, stop: CancellationToken) {
+async fn pools(
+    controller: Controller<Watched<LlamaPool>>,
+    context: Arc<Context>,
+    namespace: Option<&str>,
+    stop: CancellationToken,
+) {
     let client = context.client.clone();
-    let controller =
-        Controller::new(api::<Watched<LlamaPool>>(&client, namespace), watcher::Config::default());
     let known = controller.store();
     let passes = controller
         .with_config(config())

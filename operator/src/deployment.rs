@@ -10,7 +10,7 @@ use std::sync::Arc;
 use herd_api::{GangPhase, LlamaDeployment, LlamaPool, ModelStatus, labels};
 use herd_control::gang::PodId;
 use herd_control::plan::{ObservedDeployment, Unresolved, plan_deployment};
-use herd_control::status::{DeploymentView, deployment_status, notes};
+use herd_control::status::{DeploymentView, ScalingView, deployment_status, notes};
 use herd_control::{Claims, Refusal, ValidatedDeployment, build, gang, validate};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -194,6 +194,7 @@ impl Of {
         let taken = accepted.as_ref().and_then(|accepted| {
             accepted.name_taken.as_deref().map(|message| (message, !accepted.served_names.is_empty()))
         });
+        let verdict = context.verdicts.get(&deployment.uid().unwrap_or_default());
         let status = deployment_status(DeploymentView {
             deployment,
             pools,
@@ -201,6 +202,11 @@ impl Of {
             unresolved: unresolved.as_ref(),
             name_taken: taken,
             model: model.as_ref(),
+            scaling: ScalingView {
+                scales: accepted.as_ref().is_some_and(ValidatedDeployment::is_scaled),
+                metrics: verdict.metrics.as_ref(),
+                last_scale: verdict.last_scale.as_ref(),
+            },
             now: Timestamp::now(),
         });
         if deployment.status.as_ref() == Some(&status) {

@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz` and `/metrics`. Connections are few, short-lived, and cannot keep the operator from ending.
+//! `/healthz`, `/readyz`, `/metrics` and `/autoscaler/log`. Connections are few, short-lived, and cannot keep the operator from ending.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -19,6 +19,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::autoscale::Logs;
 use crate::metrics::Metrics;
 
 /// What the pages are about.
@@ -27,6 +28,7 @@ pub(crate) struct Pages {
     pub(crate) metrics: Arc<Metrics>,
     /// Set once the operator can do its work, or stands by to. A follower is ready too.
     pub(crate) ready: Arc<AtomicBool>,
+    pub(crate) logs: Logs,
 }
 
 /// Bounds of the server.
@@ -111,6 +113,8 @@ fn router(pages: Pages) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/autoscaler/log", get(overview))
+        .route("/autoscaler/log/{namespace}/{name}", get(recording))
         .with_state(pages)
 }
 
@@ -125,6 +129,26 @@ async fn readyz(State(pages): State<Pages>) -> (StatusCode, &'static str) {
 async fn metrics(State(pages): State<Pages>) -> Response {
     match pages.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// What was decided last about each deployment.
+async fn overview(State(pages): State<Pages>) -> Response {
+    json(pages.logs.overview().map(|overview| overview.to_string()))
+}
+
+/// The last decisions about one, with all that they were made from.
+async fn recording(State(pages): State<Pages>, Path((namespace, name)): Path<(String, String)>) -> Response {
+    match pages.logs.recording(&namespace, &name) {
+        Some(recording) => json(recording),
+        None => (StatusCode::NOT_FOUND, "no such deployment is scaled here\n").into_response(),
+    }
+}
+
+fn json(text: serde_json::Result<String>) -> Response {
+    match text {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
@@ -148,7 +172,8 @@ mod tests {
     }
 
     async fn start(limits: Limits) -> Server {
-        let pages = Pages { metrics: Arc::new(Metrics::new().unwrap()), ready: Arc::default() };
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let pages = Pages { metrics, ready: Arc::default(), logs: Logs::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
         let mut task = JoinSet::new();
@@ -181,6 +206,8 @@ mod tests {
         let metrics = page(&server, "/metrics").await;
         assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
         assert!(metrics.contains("herd_operator_leader 1"), "{metrics}");
+        assert!(page(&server, "/autoscaler/log").await.ends_with("[]"));
+        assert!(page(&server, "/autoscaler/log/n/m").await.starts_with("HTTP/1.1 404"));
         assert!(page(&server, "/").await.starts_with("HTTP/1.1 404"));
     }
 

@@ -1,6 +1,7 @@
 //! The operator process: makes a fleet of each LlamaDeployment.
 
 mod apply;
+mod autoscale;
 mod context;
 mod controllers;
 mod deployment;
@@ -28,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::autoscale::{AutoscalerOptions, Logs};
 use crate::context::Context;
 use crate::http::Pages;
 use crate::lease::{Leadership, LeaseOptions};
@@ -54,7 +56,7 @@ struct Args {
     /// Only LlamaDeployments of this namespace; all unless given
     #[arg(long, env = "HERD_WATCH_NAMESPACE")]
     namespace: Option<String>,
-    /// Where /healthz, /readyz and /metrics are served
+    /// Where /healthz, /readyz, /metrics and /autoscaler/log are served
     #[arg(long, env = "HERD_HTTP", default_value = "0.0.0.0:8080")]
     http: SocketAddr,
     /// Wait for a lease before working, so that one of several operators works
@@ -72,6 +74,8 @@ struct Args {
     /// Who holds the lease; generated unless given
     #[arg(long, env = "POD_NAME")]
     identity: Option<String>,
+    #[command(flatten)]
+    autoscaler: AutoscalerOptions,
     /// How log lines look; `RUST_LOG` says which
     #[arg(long, env = "HERD_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -131,6 +135,7 @@ async fn work(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         lease_namespace,
         lease_name,
         identity,
+        autoscaler,
         log_format: _,
     } = args;
     let namespace = namespace.filter(|namespace| !namespace.is_empty());
@@ -138,7 +143,8 @@ async fn work(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new().context("metrics")?);
     let ready = Arc::new(AtomicBool::new(false));
     let listener = TcpListener::bind(http).await.with_context(|| format!("listen on {http}"))?;
-    let pages = Pages { ready: Arc::clone(&ready), metrics: Arc::clone(&metrics) };
+    let logs = Logs::default();
+    let pages = Pages { ready: Arc::clone(&ready), metrics: Arc::clone(&metrics), logs: logs.clone() };
     let serving = CancellationToken::new();
     let _pages = serving.clone().drop_guard();
     tokio::spawn(http::serve(listener, pages, serving));
@@ -163,13 +169,13 @@ async fn work(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
         };
         metrics.leader(true);
         tokio::select! {
-            () = controllers::run(context, namespace, stop) => {}
+            () = controllers::run(context, namespace, &autoscaler, logs, stop) => {}
             () = leadership.lost() => bail!("the lease is lost: another operator may work now"),
         }
         leadership.release().await;
     } else {
         metrics.leader(true);
-        controllers::run(context, namespace, stop).await;
+        controllers::run(context, namespace, &autoscaler, logs, stop).await;
     }
     Ok(())
 }

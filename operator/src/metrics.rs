@@ -1,7 +1,9 @@
 //! What `/metrics` says. Label values are constants of the operator's, never names of objects.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use herd_api::Role;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -19,6 +21,9 @@ pub(crate) struct Metrics {
     errors: IntCounterVec,
     leader: IntGauge,
     objects: IntGaugeVec,
+    autoscaler_decisions: IntCounterVec,
+    autoscaler_queries: IntCounterVec,
+    autoscaler_replicas: IntGaugeVec,
 }
 
 impl Metrics {
@@ -47,14 +52,45 @@ impl Metrics {
                 Opts::new("herd_operator_objects", "Objects in the operator's care, by kind."),
                 &["kind"],
             )?,
+            autoscaler_decisions: IntCounterVec::new(
+                Opts::new("herd_autoscaler_decisions_total", "Decisions about a pool: up, down or hold."),
+                &["direction"],
+            )?,
+            autoscaler_queries: IntCounterVec::new(
+                Opts::new("herd_autoscaler_queries_total", "Rounds of queries to Prometheus, by outcome."),
+                &["outcome"],
+            )?,
+            autoscaler_replicas: IntGaugeVec::new(
+                Opts::new("herd_autoscaler_replicas", "Gangs that the autoscaler wants, of all deployments."),
+                &["role"],
+            )?,
             registry,
         };
-        let Self { registry, reconciles, reconcile_seconds, errors, leader, objects } = &metrics;
+        for direction in ["up", "down", "hold"] {
+            metrics.autoscaler_decisions.with_label_values(&[direction]);
+        }
+        for outcome in ["ok", "error"] {
+            metrics.autoscaler_queries.with_label_values(&[outcome]);
+        }
+        let Self {
+            registry,
+            reconciles,
+            reconcile_seconds,
+            errors,
+            leader,
+            objects,
+            autoscaler_decisions,
+            autoscaler_queries,
+            autoscaler_replicas,
+        } = &metrics;
         registry.register(Box::new(reconciles.clone()))?;
         registry.register(Box::new(reconcile_seconds.clone()))?;
         registry.register(Box::new(errors.clone()))?;
         registry.register(Box::new(leader.clone()))?;
         registry.register(Box::new(objects.clone()))?;
+        registry.register(Box::new(autoscaler_decisions.clone()))?;
+        registry.register(Box::new(autoscaler_queries.clone()))?;
+        registry.register(Box::new(autoscaler_replicas.clone()))?;
         registry.register(Box::new(ProcessCollector::for_self()))?;
         Ok(metrics)
     }
@@ -80,6 +116,24 @@ impl Metrics {
         self.objects.with_label_values(&[kind]).set(count);
     }
 
+    /// A decision about a pool.
+    pub(crate) fn decided(&self, direction: &'static str) {
+        self.autoscaler_decisions.with_label_values(&[direction]).inc();
+    }
+
+    /// A round of queries to Prometheus.
+    pub(crate) fn asked_prometheus(&self, ok: bool) {
+        self.autoscaler_queries.with_label_values(&[if ok { "ok" } else { "error" }]).inc();
+    }
+
+    /// Gangs that the autoscaler wants.
+    pub(crate) fn autoscaled(&self, gangs: &BTreeMap<Role, i64>) {
+        for role in [Role::Prefill, Role::Decode, Role::Unified] {
+            let gangs = gangs.get(&role).copied().unwrap_or(0);
+            self.autoscaler_replicas.with_label_values(&[role.as_str()]).set(gangs);
+        }
+    }
+
     /// The page, in Prometheus's text format.
     pub(crate) fn render(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
@@ -99,6 +153,9 @@ mod tests {
         metrics.leader(true);
         metrics.managed("LlamaPool", 2);
         metrics.managed("LlamaPool", 3);
+        metrics.decided("up");
+        metrics.asked_prometheus(false);
+        metrics.autoscaled(&BTreeMap::from([(Role::Decode, 3)]));
         let page = metrics.render().unwrap();
         for line in [
             r#"herd_operator_reconciles_total{controller="pool",outcome="changed"} 1"#,
@@ -107,6 +164,11 @@ mod tests {
             r#"herd_operator_errors_total{category="conflict",controller="deployment"} 1"#,
             "herd_operator_leader 1",
             r#"herd_operator_objects{kind="LlamaPool"} 3"#,
+            r#"herd_autoscaler_decisions_total{direction="up"} 1"#,
+            r#"herd_autoscaler_decisions_total{direction="down"} 0"#,
+            r#"herd_autoscaler_queries_total{outcome="error"} 1"#,
+            r#"herd_autoscaler_replicas{role="decode"} 3"#,
+            r#"herd_autoscaler_replicas{role="prefill"} 0"#,
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");
         }

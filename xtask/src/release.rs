@@ -20,6 +20,15 @@ pub(crate) const NAMESPACE: &str = "herd-system";
 
 const DEPLOYMENTS: [&str; 2] = ["deployment/herd-operator", "deployment/herd-gateway"];
 
+/// The local cluster's Prometheus, and an autoscaler that is as quick as it scrapes.
+const SCALING: [&str; 5] = [
+    "prometheus.url=http://prometheus.monitoring.svc:9090",
+    "prometheus.scrapeInterval=1s",
+    "autoscaler.interval=1s",
+    "autoscaler.upAfter=3s",
+    "autoscaler.downWindow=20s",
+];
+
 /// How long the operator and the gateway have to become ready.
 const TIMEOUT: &str = "4m";
 
@@ -82,6 +91,9 @@ pub(crate) fn install(paths: &Paths, helm: &Helm, kubectl: &Kubectl, images: &Im
         {
             upgrade.args(["--set-string", &format!("images.{value}={}", image.reference)]);
         }
+        for value in SCALING {
+            upgrade.args(["--set-string", value]);
+        }
         checked(upgrade)?;
         let how = match what {
             Plan::Replace => "replaced",
@@ -95,7 +107,7 @@ pub(crate) fn install(paths: &Paths, helm: &Helm, kubectl: &Kubectl, images: &Im
 /// All that decides what the release is.
 fn key(chart: &Path, images: &Images) -> Result<String> {
     let sources = content::sha256_below(chart, &["."])?;
-    Ok(content::sha256_of(&[&sources, &images.values()]))
+    Ok(content::sha256_of(&[&sources, &images.values(), &SCALING.join(",")]))
 }
 
 /// The release, where there is one.

@@ -15,6 +15,8 @@ pub const SCHEDULED: &str = "Scheduled";
 pub const MODEL_AVAILABLE: &str = "ModelAvailable";
 /// `spec.replicas` of a pool is out of the deployment's bounds.
 pub const SCALING_LIMITED: &str = "ScalingLimited";
+/// The autoscaler knows the load of every gang that is ready. Where it does not, it takes none away.
+pub const METRICS_AVAILABLE: &str = "MetricsAvailable";
 
 /// Reasons are constant words: they are matched, counted and alerted on.
 pub mod reason {
@@ -70,6 +72,18 @@ pub mod reason {
     pub const TOO_MANY_REPLICAS: &str = "TooManyReplicas";
     /// Within the bounds.
     pub const WITHIN_BOUNDS: &str = "WithinBounds";
+    /// Times or a budget that mean nothing.
+    pub const SCALING_INVALID: &str = "ScalingInvalid";
+    /// The operator was not told where Prometheus is.
+    pub const PROMETHEUS_NOT_CONFIGURED: &str = "PrometheusNotConfigured";
+    /// Prometheus gives no answer that could be read.
+    pub const PROMETHEUS_UNREACHABLE: &str = "PrometheusUnreachable";
+    /// Prometheus knows none of the gangs that are ready.
+    pub const NO_DATA: &str = "NoData";
+    /// What Prometheus knows of some gangs is too old.
+    pub const STALE_DATA: &str = "StaleData";
+    /// Prometheus does not know all of the gangs that are ready, or not all of their metrics.
+    pub const PARTIAL_DATA: &str = "PartialData";
 }
 
 /// A condition as a planner states it, without times.

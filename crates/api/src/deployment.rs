@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -53,7 +53,7 @@ pub struct LlamaDeploymentSpec {
     /// What the ranks compute on; a GPU each unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<Accelerator>,
-    /// What the autoscaler will aim at. Nothing reads it yet.
+    /// What the autoscaler aims at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slo: Option<Slo>,
     /// Gangs that compute prompts.
@@ -65,6 +65,9 @@ pub struct LlamaDeploymentSpec {
     /// Gangs that do both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unified: Option<PoolTemplate>,
+    /// Who sets how many gangs there are, between minReplicas and maxReplicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
     /// Pods of the gangs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<WorkerTemplate>,
@@ -178,17 +181,48 @@ pub enum AcceleratorKind {
     CPU,
 }
 
+/// Who sets how many gangs there are.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Autoscaling {
+    /// SLO unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<AutoscalingMode>,
+    /// GPUs (ranks, where they have none) of all gangs together, beyond which the autoscaler adds none. What runs goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub gpu_budget: Option<i32>,
+}
+
+/// Who sets how many gangs there are.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AutoscalingMode {
+    /// The operator, from Prometheus's metrics.
+    #[default]
+    SLO,
+    /// Another autoscaler, through /scale of the LlamaPools.
+    External,
+    /// People. In YAML it needs quotes: "Off"; without them it is a boolean.
+    Off,
+}
+
 /// Service-level objectives.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Slo {
-    /// From request to first token: "2s", "500ms".
+    /// From request to first token: "2s", "500ms". Prompts that wait are to be computed within this; 10s unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(ms|s|m)$"))]
+    #[schemars(
+        length(max = 16),
+        regex(pattern = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)(ms|s|m)$")
+    )]
     pub time_to_first_token: Option<String>,
-    /// Between tokens: "50ms".
+    /// Between tokens: "50ms". Kept for a policy to come: nothing reads it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(ms|s|m)$"))]
+    #[schemars(
+        length(max = 16),
+        regex(pattern = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)(ms|s|m)$")
+    )]
     pub inter_token_latency: Option<String>,
 }
 
@@ -274,7 +308,7 @@ pub struct LlamaDeploymentStatus {
     /// Generation of the spec that all of this is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Progressing, Degraded, Scheduled, ModelAvailable.
+    /// Ready, Progressing, Degraded, Scheduled, ModelAvailable, MetricsAvailable.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -292,6 +326,9 @@ pub struct LlamaDeploymentStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["role".into()]))]
     pub pools: Vec<PoolStatus>,
+    /// What the autoscaler did last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_scale: Option<LastScale>,
 }
 
 /// What a gang says of the model.
@@ -329,4 +366,23 @@ pub struct PoolStatus {
     pub ready: i32,
     /// Gangs that end what they run, and then go.
     pub draining: i32,
+}
+
+/// A change of how many gangs there are.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LastScale {
+    /// When it was decided.
+    pub time: Time,
+    /// Gangs wanted from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<i32>,
+    /// Gangs wanted from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode: Option<i32>,
+    /// Gangs wanted from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unified: Option<i32>,
+    /// Which pools changed and why, with the numbers.
+    pub reason: String,
 }

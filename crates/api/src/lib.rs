@@ -9,9 +9,9 @@ mod pool;
 pub mod ports;
 
 pub use deployment::{
-    Accelerator, AcceleratorKind, Dtype, EnvVar, LlamaDeployment, LlamaDeploymentSpec, LlamaDeploymentStatus,
-    Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate, Resources, Revisions, SecretRef, Slo,
-    WorkerTemplate,
+    Accelerator, AcceleratorKind, Autoscaling, AutoscalingMode, Dtype, EnvVar, LastScale, LlamaDeployment,
+    LlamaDeploymentSpec, LlamaDeploymentStatus, Model, ModelStatus, Parallelism, PoolStatus, PoolTemplate,
+    Resources, Revisions, SecretRef, Slo, WorkerTemplate,
 };
 pub use herd_model::{BucketModel, HubModel, ModelSource, SourceError, is_pin};
 pub use pool::{

@@ -3,7 +3,9 @@
 //!
 //! `observe -> validate -> plan -> build -> apply -> status`: all but observe and apply are here.
 
+pub mod autoscale;
 pub mod build;
+mod duration;
 pub mod gang;
 pub mod plan;
 mod resolve;
@@ -14,5 +16,8 @@ pub mod status;
 mod tests;
 mod validate;
 
+pub use duration::duration;
 pub use resolve::Resolution;
-pub use validate::{Claims, GangSpec, Gpu, Refusal, ValidatedDeployment, ValidatedPool, validate};
+pub use validate::{
+    Claims, GangSpec, Gpu, Refusal, ValidatedDeployment, ValidatedPool, ValidatedScaling, validate,
+};

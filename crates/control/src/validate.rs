@@ -1,19 +1,25 @@
 //! The only way to a [`ValidatedDeployment`], which is the only input of what follows.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use herd_api::condition::{self, reason};
 use herd_api::{
-    Accelerator, AcceleratorKind, Dtype, EnvVar, LlamaDeployment, LlamaDeploymentSpec, Model, ModelSource,
-    Parallelism, PoolTemplate, Resources, Role, SecretRef, Slo, WorkerTemplate,
+    Accelerator, AcceleratorKind, Autoscaling, AutoscalingMode, Dtype, EnvVar, LlamaDeployment,
+    LlamaDeploymentSpec, Model, ModelSource, Parallelism, PoolTemplate, Resources, Role, SecretRef, Slo,
+    WorkerTemplate,
 };
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource as _, ResourceExt as _};
 use serde::{Deserialize, Serialize};
 
+use crate::duration::duration;
+
 /// For running requests to end once a gang must go.
 const TERMINATION_GRACE_PERIOD_SECONDS: i64 = 600;
+/// Of prompts that wait, where a user gave none.
+const TIME_TO_FIRST_TOKEN: Duration = Duration::from_secs(10);
 
 /// What the operator sets in a worker's pod from other fields; a value of the user's would contradict them.
 const RESERVED_ENV: [&str; 23] = [
@@ -98,6 +104,27 @@ pub struct ValidatedDeployment {
     pub name_taken: Option<String>,
     /// By role, each once: prefill and decode, or unified.
     pub pools: Vec<ValidatedPool>,
+    /// How it is scaled. Gangs know nothing of it.
+    pub scaling: ValidatedScaling,
+}
+
+impl ValidatedDeployment {
+    /// Whether the operator's own autoscaler has anything to decide.
+    pub fn is_scaled(&self) -> bool {
+        let can_change = |pool: &ValidatedPool| pool.min_replicas < pool.max_replicas;
+        self.scaling.mode == AutoscalingMode::SLO && self.pools.iter().any(can_change)
+    }
+}
+
+/// How a deployment is scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValidatedScaling {
+    /// By whom.
+    pub mode: AutoscalingMode,
+    /// Ranks of all gangs together that it may come to.
+    pub gpu_budget: Option<i32>,
+    /// Prompts that wait are to be computed within this.
+    pub time_to_first_token: Duration,
 }
 
 /// The gangs of one role.
@@ -197,10 +224,17 @@ impl GangSpec {
 /// Checks what admission cannot, and what is not served yet.
 pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<ValidatedDeployment, Refusal> {
     let name = deployment.name_any();
-    let LlamaDeploymentSpec { model, parallelism, accelerator, slo, prefill, decode, unified, worker } =
-        &deployment.spec;
-    // Nothing reads it before there is an autoscaler.
-    let _: &Option<Slo> = slo;
+    let LlamaDeploymentSpec {
+        model,
+        parallelism,
+        accelerator,
+        slo,
+        prefill,
+        decode,
+        unified,
+        autoscaling,
+        worker,
+    } = &deployment.spec;
     let roles = match (prefill, decode, unified) {
         (Some(prefill), Some(decode), None) => vec![(Role::Prefill, prefill), (Role::Decode, decode)],
         (None, None, Some(unified)) => vec![(Role::Unified, unified)],
@@ -236,6 +270,7 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
             gang: gang_spec(model, split, gpu.clone(), &worker),
         });
     }
+    let scaling = check_scaling(autoscaling.as_ref(), slo.as_ref())?;
     let (taken, served_names): (Vec<_>, Vec<_>) =
         served_names(model, &name).into_iter().partition(|name| claims.0.contains_key(name));
     let name_taken = taken.first().map(|name| {
@@ -251,6 +286,7 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
         served_names,
         name_taken,
         pools,
+        scaling,
     })
 }
 
@@ -336,6 +372,31 @@ fn check_parallelism(parallelism: Option<Parallelism>) -> Result<Split, Refusal>
 /// The largest divisor of `tensor` that is at most `ranks`; at least 1.
 fn nearest_divisor(tensor: i32, ranks: i32) -> i32 {
     (1..=ranks.min(tensor)).rev().find(|divisor| tensor % divisor == 0).unwrap_or(1)
+}
+
+fn check_scaling(autoscaling: Option<&Autoscaling>, slo: Option<&Slo>) -> Result<ValidatedScaling, Refusal> {
+    let Autoscaling { mode, gpu_budget } = autoscaling.copied().unwrap_or_default();
+    let invalid = |message| Err(refusal(reason::SCALING_INVALID, message));
+    if let Some(budget) = gpu_budget.filter(|budget| *budget < 1) {
+        return invalid(format!("autoscaling.gpuBudget {budget} must be at least 1"));
+    }
+    let none = Slo { time_to_first_token: None, inter_token_latency: None };
+    let Slo { time_to_first_token, inter_token_latency } = slo.unwrap_or(&none);
+    let read = |field, text: Option<&String>| match text.map(|text| (text, duration(text))) {
+        None => Ok(None),
+        Some((_, Some(duration))) => Ok(Some(duration)),
+        Some((text, None)) => {
+            let message = format!("slo.{field} {text:?} must be a time above 0: \"2s\", \"500ms\", \"1m\"");
+            Err(refusal(reason::SCALING_INVALID, message))
+        }
+    };
+    read("interTokenLatency", inter_token_latency.as_ref())?;
+    let time_to_first_token = read("timeToFirstToken", time_to_first_token.as_ref())?;
+    Ok(ValidatedScaling {
+        mode: mode.unwrap_or_default(),
+        gpu_budget,
+        time_to_first_token: time_to_first_token.unwrap_or(TIME_TO_FIRST_TOKEN),
+    })
 }
 
 fn check_env(env: &[EnvVar]) -> Result<(), Refusal> {

@@ -29,6 +29,8 @@ fn objects_that_make_no_sense_are_refused_at_admission() -> Result<()> {
             (changed("/spec/model/source", json!("ftp://host/model")), "model.source must be"),
             (changed("/metadata/name", json!("n".repeat(41))), "at most 40 characters"),
             (changed("/metadata/name", json!("a.b")), "must begin with a letter and have no dots"),
+            (changed("/spec/autoscaling/mode", json!("Auto")), "spec.autoscaling.mode"),
+            (changed("/spec/autoscaling", json!({"gpuBudget": 0})), "spec.autoscaling.gpuBudget"),
             (changed("/spec/unified", unknown), "unknown field \"spec.unified.replicas\""),
         ];
         for (object, message) in cases {

@@ -1,6 +1,7 @@
 //! The fleet on a real Kubernetes, driven as its users drive it. `cargo xtask e2e` runs them.
 
 mod admission;
+mod autoscaling;
 mod changes;
 mod clients;
 mod deletion;

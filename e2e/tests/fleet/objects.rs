@@ -13,7 +13,7 @@ pub(crate) const KINDS: &str =
 /// For pods to be made, pulled, loaded and found.
 pub(crate) const READY_WITHIN: Duration = Duration::from_mins(3);
 
-/// A deployment of gangs that do both roles.
+/// A deployment of gangs that do both roles, as many as tests ask for.
 pub(crate) fn unified(name: &str, source: &str, tensor: i32) -> Value {
     json!({
         "apiVersion": "herd.dev/v1alpha1",
@@ -24,6 +24,7 @@ pub(crate) fn unified(name: &str, source: &str, tensor: i32) -> Value {
             "parallelism": {"tensor": tensor},
             "accelerator": {"kind": "CPU"},
             "unified": {"minReplicas": 1, "maxReplicas": 2},
+            "autoscaling": {"mode": "Off"},
             "worker": {"env": [{"name": "HERD_KV_MEMORY", "value": "256MiB"}]},
         },
     })

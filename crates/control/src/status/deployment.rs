@@ -2,8 +2,8 @@
 
 use herd_api::condition::{self, State, reason};
 use herd_api::{
-    GangPhase, LlamaDeployment, LlamaDeploymentStatus, LlamaPool, LlamaPoolStatus, ModelStatus, PoolStatus,
-    Revisions, Role,
+    GangPhase, LastScale, LlamaDeployment, LlamaDeploymentStatus, LlamaPool, LlamaPoolStatus, ModelStatus,
+    PoolStatus, Revisions, Role,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
@@ -27,16 +27,29 @@ pub struct DeploymentView<'a> {
     pub name_taken: Option<(&'a str, bool)>,
     /// What a gang says of the model, once one has loaded it.
     pub model: Option<&'a ModelStatus>,
+    /// What the autoscaler says.
+    pub scaling: ScalingView<'a>,
     /// For transition times.
     pub now: Timestamp,
 }
 
+/// What the autoscaler says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ScalingView<'a> {
+    /// Whether it scales this deployment.
+    pub scales: bool,
+    /// Whether enough is known to. `None`: it has not looked yet, and what stood there stays.
+    pub metrics: Option<&'a State>,
+    /// What it did last; `None`: nothing since it began, and what stood there stays.
+    pub last_scale: Option<&'a LastScale>,
+}
+
 /// The status of a deployment.
 pub fn deployment_status(view: DeploymentView<'_>) -> LlamaDeploymentStatus {
-    let DeploymentView { deployment, pools, refusal, unresolved, name_taken, model, now } = view;
+    let DeploymentView { deployment, pools, refusal, unresolved, name_taken, model, scaling, now } = view;
     let mut pools: Vec<Pool<'_>> = pools.iter().map(Pool::new).collect();
     pools.sort_by_key(|pool| pool.role);
-    let states = match (refusal, unresolved) {
+    let mut states = match (refusal, unresolved) {
         (Some(refusal), _) => {
             let Refusal { type_, reason, message } = refusal;
             let told = "nothing is done before the object is changed";
@@ -52,6 +65,8 @@ pub fn deployment_status(view: DeploymentView<'_>) -> LlamaDeploymentStatus {
         (None, None) => accepted(&pools, name_taken),
     };
     let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let last_scale = deployment.status.as_ref().and_then(|status| status.last_scale.as_ref());
+    states.extend(metrics_available(scaling, before));
     let generation = deployment.metadata.generation;
     let line = pools.iter().map(|pool| format!("{} {}/{}", pool.role, pool.ready, pool.desired));
     LlamaDeploymentStatus {
@@ -61,6 +76,27 @@ pub fn deployment_status(view: DeploymentView<'_>) -> LlamaDeploymentStatus {
         model: model.cloned(),
         revisions: pools.iter().filter_map(Pool::revisions).collect(),
         pools: pools.iter().map(Pool::status).collect(),
+        last_scale: scaling.last_scale.or(last_scale).cloned(),
+    }
+}
+
+fn metrics_available(
+    ScalingView { scales, metrics, .. }: ScalingView<'_>,
+    before: &[Condition],
+) -> Option<State> {
+    let kept = || {
+        let Condition { status, reason, message, .. } =
+            before.iter().find(|condition| condition.type_ == condition::METRICS_AVAILABLE)?;
+        Some(State::new(condition::METRICS_AVAILABLE, known(status), reason, message))
+    };
+    if scales { metrics.cloned().or_else(kept) } else { None }
+}
+
+fn known(status: &str) -> Option<bool> {
+    match status {
+        "True" => Some(true),
+        "False" => Some(false),
+        _ => None,
     }
 }
 

@@ -4,7 +4,7 @@ mod deployment;
 mod notes;
 mod pool;
 
-pub use deployment::{DeploymentView, deployment_status};
+pub use deployment::{DeploymentView, ScalingView, deployment_status};
 pub use notes::{Note, notes};
 pub use pool::{PoolView, pool_status};
 

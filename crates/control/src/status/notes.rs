@@ -50,7 +50,10 @@ const ROUTINE: [&str; 10] = [
 
 fn is_bad(condition: &Condition) -> bool {
     match condition.type_.as_str() {
-        condition::READY | condition::SCHEDULED | condition::MODEL_AVAILABLE => condition.status == "False",
+        condition::READY
+        | condition::SCHEDULED
+        | condition::MODEL_AVAILABLE
+        | condition::METRICS_AVAILABLE => condition.status == "False",
         condition::DEGRADED | condition::SCALING_LIMITED => condition.status == "True",
         _ => false,
     }

@@ -1,8 +1,10 @@
 //! A LlamaDeployment as a whole: what is planned of it, and what its status says.
 
 use herd_api::condition::{self, reason};
-use herd_api::{GangPhase, GangStatus, LlamaDeployment, LlamaDeploymentStatus, LlamaPool, ModelStatus, Role};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use herd_api::{
+    GangPhase, GangStatus, LastScale, LlamaDeployment, LlamaDeploymentStatus, LlamaPool, ModelStatus, Role,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use super::{checked, object, spec};
 use crate::plan::{DeploymentPlan, ObservedDeployment, plan_deployment};
 use crate::revision::{Defaults, ModelCache, hash};
-use crate::status::{DeploymentView, Note, deployment_status, notes};
+use crate::status::{DeploymentView, Note, ScalingView, deployment_status, notes};
 use crate::{Refusal, ValidatedDeployment, build};
 
 /// A cluster that does what it is told: what is planned is there, and gangs become Ready when told to.
@@ -180,6 +182,7 @@ fn status(
         unresolved: None,
         name_taken,
         model: None,
+        scaling: ScalingView::default(),
         now,
     })
 }
@@ -317,12 +320,50 @@ fn a_status_of_the_same_is_the_same() {
             unresolved: None,
             name_taken: None,
             model: Some(&model),
+            scaling: ScalingView::default(),
             now: Timestamp::from_second(second).unwrap(),
         })
     };
     let first = view(&deployment, 1);
     deployment.status = Some(first.clone());
     assert_eq!(view(&deployment, 2), first);
+}
+
+#[test]
+fn what_the_autoscaler_said_stays_until_it_says_something_else() {
+    let mut deployment = object(spec());
+    let mut cluster = Cluster::default();
+    cluster.pass(&checked(|_| {}).unwrap());
+    let status = |deployment: &LlamaDeployment, scaling: ScalingView<'_>| {
+        deployment_status(DeploymentView {
+            deployment,
+            pools: &cluster.0.pools,
+            refusal: None,
+            name_taken: None,
+            model: None,
+            scaling,
+            now: Timestamp::UNIX_EPOCH,
+        })
+    };
+    let quiet = ScalingView { scales: true, ..ScalingView::default() };
+    let none = status(&deployment, quiet);
+    assert!(none.conditions.iter().all(|one| one.type_ != condition::METRICS_AVAILABLE));
+    let metrics =
+        condition::State::new(condition::METRICS_AVAILABLE, Some(false), reason::STALE_DATA, "1 is old");
+    let time = Time(Timestamp::UNIX_EPOCH);
+    let last = LastScale { time, prefill: None, decode: None, unified: Some(2), reason: "1 -> 2".to_owned() };
+    let says = ScalingView { metrics: Some(&metrics), last_scale: Some(&last), ..quiet };
+    let said = status(&deployment, says);
+    assert_eq!(told(&said, condition::METRICS_AVAILABLE), ["False", reason::STALE_DATA, "1 is old"]);
+    assert_eq!(said.last_scale.as_ref(), Some(&last));
+    assert_eq!(notes(&[], &said.conditions).iter().filter(|note| note.warning).count(), 1);
+    // After a restart of the operator.
+    deployment.status = Some(said.clone());
+    assert_eq!(status(&deployment, quiet), said);
+    // Scaled by somebody else.
+    let others = status(&deployment, ScalingView::default());
+    assert!(others.conditions.iter().all(|one| one.type_ != condition::METRICS_AVAILABLE));
+    assert_eq!(others.last_scale, Some(last));
 }
 
 #[test]

@@ -3,6 +3,8 @@ mod gangs;
 mod gpu;
 mod sources;
 
+use std::time::Duration;
+
 use herd_api::condition::reason;
 use herd_api::{LlamaDeployment, LlamaPool};
 use k8s_openapi::api::core::v1::Pod;
@@ -56,6 +58,12 @@ fn what_cannot_be_served_is_refused_with_its_reason() {
     }
     assert_eq!(reason("/prefill", json!({})), reason::POOLS_INVALID);
     assert_eq!(reason("/unified/maxReplicas", json!(0)), reason::POOLS_INVALID);
+    assert_eq!(reason("/autoscaling", json!({"gpuBudget": 0})), reason::SCALING_INVALID);
+    for time in ["0s", "2", "soon", "1h"] {
+        for field in ["timeToFirstToken", "interTokenLatency"] {
+            assert_eq!(reason("/slo", json!({field: time})), reason::SCALING_INVALID, "{field} {time}");
+        }
+    }
     assert!(checked(|_| {}).is_ok());
 }
 
@@ -70,6 +78,23 @@ fn an_older_one_keeps_its_name() {
     assert_eq!(claimed(&first).served_names, ["m"]);
     assert!(claimed(&second).served_names.is_empty());
     assert!(claimed(&second).name_taken.unwrap().contains("elsewhere/m"));
+}
+
+#[test]
+fn only_what_can_change_is_scaled_by_the_operator() {
+    let scaled = |change: fn(&mut Value)| checked(change).unwrap();
+    assert!(scaled(|_| {}).is_scaled());
+    assert!(scaled(|spec| spec["autoscaling"] = json!({"mode": "SLO"})).is_scaled());
+    for other in [
+        |spec: &mut Value| spec["autoscaling"] = json!({"mode": "Off"}),
+        |spec: &mut Value| spec["autoscaling"] = json!({"mode": "External"}),
+        |spec: &mut Value| spec["unified"] = json!({"minReplicas": 2}),
+    ] {
+        assert!(!scaled(other).is_scaled());
+    }
+    let within = |change: fn(&mut Value)| scaled(change).scaling.time_to_first_token;
+    assert_eq!(within(|_| {}), Duration::from_secs(10));
+    assert_eq!(within(|spec| spec["slo"] = json!({"timeToFirstToken": "500ms"})), Duration::from_millis(500));
 }
 
 /// Other hashes here would replace every gang of every fleet when the operator is upgraded.
@@ -88,6 +113,8 @@ fn the_hash_of_a_revision_is_what_it_was() {
     // These are not of a gang.
     assert_eq!(hash_of(|spec| spec["unified"]["maxReplicas"] = json!(9)), plain);
     assert_eq!(hash_of(|spec| spec["model"]["servedNames"] = json!(["x"])), plain);
+    assert_eq!(hash_of(|spec| spec["slo"] = json!({"timeToFirstToken": "2s"})), plain);
+    assert_eq!(hash_of(|spec| spec["autoscaling"] = json!({"mode": "External", "gpuBudget": 8})), plain);
     assert_ne!(hash_of(|spec| spec["parallelism"]["tensor"] = json!(1)), plain);
 }
 

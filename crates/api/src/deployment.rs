@@ -185,7 +185,8 @@ pub enum AcceleratorKind {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Autoscaling {
-    /// SLO unless given.
+    /// SLO unless given: the operator, from metrics. External: another autoscaler, through /scale. "Off", in quotes, since
+    /// YAML has a boolean of that name: people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<AutoscalingMode>,
     /// GPUs (ranks, where they have none) of all gangs together, beyond which the autoscaler adds none. What runs goes on.
@@ -202,7 +203,7 @@ pub enum AutoscalingMode {
     SLO,
     /// Another autoscaler, through /scale of the LlamaPools.
     External,
-    /// People. In YAML it needs quotes: "Off"; without them it is a boolean.
+    /// People.
     Off,
 }
 

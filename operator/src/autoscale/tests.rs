@@ -211,8 +211,9 @@ async fn without_whole_data_nothing_goes() {
         let said = world.verdict().metrics.unwrap().message;
         assert!(said.contains(message), "{said}");
     }
-    let known: [(&str, Spoil); 7] = [
+    let known: [(&str, Spoil); 8] = [
         (reason::STALE_DATA, |world| world.prometheus.known().age = 13.0),
+        (reason::NO_DATA, |world| world.prometheus.known().age = -1.0),
         (reason::NO_DATA, |world| {
             world.prometheus.known().pods.values_mut().for_each(std::collections::BTreeMap::clear);
         }),
@@ -245,13 +246,15 @@ async fn without_whole_data_nothing_goes() {
 async fn others_scale_in_other_modes() {
     for mode in ["External", "Off"] {
         let mut world = World::start().await;
+        world.run(5).await;
+        world.prometheus.known().queries.clear();
         world.api.change(|seen| seen.deployment["spec"]["autoscaling"] = json!({"mode": mode}));
-        world.settle();
         world.set("decode", "herd_requests_running", "100");
         world.run(60).await;
         assert_eq!(world.writes(), [""; 0], "{mode}");
         assert!(world.prometheus.known().queries.is_empty());
         assert!(world.verdict().metrics.is_none());
+        assert!(world.autoscaler.logs.recording("n", "m").is_none());
         // Back in the operator's hands it begins with a new window: nothing shrinks because a mode was changed.
         world.api.change(|seen| {
             seen.deployment["spec"]["autoscaling"] = json!({"mode": "SLO"});

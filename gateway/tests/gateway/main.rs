@@ -9,6 +9,7 @@ mod completions;
 mod golden;
 mod grpc;
 mod kubernetes;
+mod metrics;
 mod overload;
 mod refusals;
 mod routing;

@@ -398,6 +398,25 @@ pub(super) mod tests {
         assert!(meshes[0].take_columns().unwrap().iter().all(|columns| columns.logits.is_empty()));
     }
 
+    #[test]
+    fn a_connection_that_breaks_is_counted_and_one_that_is_ended_here_is_not() {
+        let broken = |end_here: bool| {
+            let (near, far) = pair();
+            let metrics = metrics();
+            let mesh = Mesh::start(0..1, 5, 10, vec![Link { ranks: 1..2, stream: near }], &metrics).unwrap();
+            if end_here {
+                mesh.end("done");
+            } else {
+                far.shutdown(Shutdown::Both).unwrap();
+            }
+            mesh.take_columns().unwrap_err();
+            drop(mesh);
+            metrics.render(None, 0).unwrap().contains("herd_rank_connections_broken_total 1")
+        };
+        assert!(broken(false));
+        assert!(!broken(true));
+    }
+
     /// What the leader's mesh makes of bytes.
     fn reason(bytes: impl FnOnce(&mut TcpStream)) -> String {
         let (near, mut far) = pair();

@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use self::arrivals::{Arrivals, prompt};
-use self::client::{Answer, Ask, Target};
+pub(crate) use self::client::Target;
+use self::client::{Answer, Ask};
 use self::report::{Load, Report, Setup};
 
 /// Requests of an open loop that may be under way: beyond it an arrival is counted as an error and not sent, since this side

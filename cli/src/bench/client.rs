@@ -18,7 +18,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 const MAX_BYTES: usize = 16 << 20;
 
 /// Where requests go.
-pub(super) struct Target {
+pub(crate) struct Target {
     authority: String,
     /// What stands before `/v1`, without a slash at its end.
     path: String,
@@ -53,7 +53,7 @@ impl Answer {
 }
 
 impl Target {
-    pub(super) fn new(url: &str) -> anyhow::Result<Self> {
+    pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
         let Some(rest) = url.strip_prefix("http://") else {
             bail!("--url must begin with http://, not {url:?}");
         };
@@ -61,7 +61,8 @@ impl Target {
         let path = path.trim_end_matches('/');
         let path = path.strip_suffix("v1").unwrap_or(path).trim_end_matches('/');
         let path = if path.is_empty() { String::new() } else { format!("/{path}") };
-        let authority = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+        let authority =
+            if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
         Ok(Self { authority, path })
     }
 
@@ -73,7 +74,7 @@ impl Target {
     }
 
     /// A whole answer.
-    pub(super) async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
         let response = self.send(Method::GET, path, Vec::new()).await;
         let response = response.map_err(|kind| anyhow::anyhow!("{}: {kind}", self.authority))?;
         let status = response.status();

@@ -230,7 +230,10 @@ whole answer                 340.0     340.0     540.0     540.0     540.0
         let json = report().json();
         let expected = json!({"kind": "open", "rate": 2.5});
         assert_eq!(json["setup"]["load"], expected);
-        assert_eq!(json["requests"], json!({"sent": 8, "answered": 5, "errors": {"broken stream": 1, "status 429": 2}}));
+        assert_eq!(
+            json["requests"],
+            json!({"sent": 8, "answered": 5, "errors": {"broken stream": 1, "status 429": 2}})
+        );
         assert_eq!(json["tokens"], json!({"prompt": 50, "output": 15}));
         assert_eq!(json["time_to_first_token_seconds"]["p90"], 0.5);
         assert_eq!(json["inter_token_latency_seconds"]["count"], 10);

@@ -231,8 +231,7 @@ async fn fleet(State(door): State<Door>) -> Response<Body> {
 }
 
 fn not_found() -> Response<Body> {
-    let message =
-        "no such path; there are /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, and / for people";
+    let message = "no such path; there are /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, and / for people";
     plain_error(StatusCode::NOT_FOUND, message)
 }
 

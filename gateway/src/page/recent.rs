@@ -107,8 +107,13 @@ fn look(metrics: &Metrics) -> Look {
 
 impl Totals {
     fn of(model: &ModelMetrics) -> Self {
-        let ModelMetrics { time_to_first_token, inter_token_latency, duration, prompt_tokens: _, output_tokens } =
-            model;
+        let ModelMetrics {
+            time_to_first_token,
+            inter_token_latency,
+            duration,
+            prompt_tokens: _,
+            output_tokens,
+        } = model;
         Self {
             requests: duration.get_sample_count(),
             output_tokens: output_tokens.get(),
@@ -134,7 +139,8 @@ impl Buckets {
     fn of(histogram: &Histogram) -> Self {
         let metric = histogram.metric();
         let histogram = metric.get_histogram();
-        let bounded = histogram.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
+        let bounded =
+            histogram.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
         Self(bounded.chain([(f64::INFINITY, histogram.get_sample_count())]).collect())
     }
 
@@ -204,9 +210,12 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_prometheus() {
-        let buckets = |counts: [u64; 4]| Buckets([1.0, 2.0, 4.0, f64::INFINITY].into_iter().zip(counts).collect());
+        let buckets =
+            |counts: [u64; 4]| Buckets([1.0, 2.0, 4.0, f64::INFINITY].into_iter().zip(counts).collect());
         assert_eq!(buckets([0, 0, 0, 0]).quantiles(), None);
-        let close = |found: Option<f64>, expected: f64| assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}");
+        let close = |found: Option<f64>, expected: f64| {
+            assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}")
+        };
         close(buckets([0, 10, 10, 10]).quantile(0.5), 1.5);
         close(buckets([5, 5, 10, 10]).quantile(0.5), 1.0);
         close(buckets([0, 0, 10, 10]).quantile(0.9), 3.8);
@@ -215,7 +224,8 @@ mod tests {
 
     #[test]
     fn counters_that_start_anew_are_no_less_than_nothing() {
-        let (before, now) = (Buckets(vec![(1.0, 8), (f64::INFINITY, 9)]), Buckets(vec![(1.0, 2), (f64::INFINITY, 2)]));
+        let (before, now) =
+            (Buckets(vec![(1.0, 8), (f64::INFINITY, 9)]), Buckets(vec![(1.0, 2), (f64::INFINITY, 2)]));
         assert_eq!(now.since(&before), Buckets(vec![(1.0, 0), (f64::INFINITY, 0)]));
     }
 }

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use futures::StreamExt;
 use herd_api::LlamaDeployment;
 use kube::api::{ApiResource, DynamicObject};
-use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
@@ -22,7 +21,8 @@ pub(super) type Decisions = BTreeMap<String, LastScale>;
 /// More than a gateway serves; the rest is not shown.
 const MAX_DEPLOYMENTS: usize = 1024;
 
-type Known = BTreeMap<ObjectRef<DynamicObject>, (Vec<String>, LastScale)>;
+/// By namespace and name.
+type Known = BTreeMap<(String, String), (Vec<String>, LastScale)>;
 
 /// Publishes them, for as long as it is polled. Read as they are: a status of another version of the operator is no error.
 pub(super) async fn follow(client: Client, namespace: Option<String>, sender: watch::Sender<Decisions>) {
@@ -38,11 +38,11 @@ pub(super) async fn follow(client: Client, namespace: Option<String>, sender: wa
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Init) => listing.clear(),
-            Ok(watcher::Event::InitApply(object)) => take(&mut listing, &kind, &object),
+            Ok(watcher::Event::InitApply(object)) => take(&mut listing, &object),
             Ok(watcher::Event::InitDone) => known = std::mem::take(&mut listing),
-            Ok(watcher::Event::Apply(object)) => take(&mut known, &kind, &object),
+            Ok(watcher::Event::Apply(object)) => take(&mut known, &object),
             Ok(watcher::Event::Delete(object)) => {
-                known.remove(&ObjectRef::from_obj_with(&object, kind.clone()));
+                known.remove(&key(&object));
             }
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {
@@ -51,14 +51,19 @@ pub(super) async fn follow(client: Client, namespace: Option<String>, sender: wa
                 continue;
             }
         }
-        let named = known.values().flat_map(|(names, decision)| names.iter().map(move |name| (name, decision)));
+        let named =
+            known.values().flat_map(|(names, decision)| names.iter().map(move |name| (name, decision)));
         let decisions = named.map(|(name, decision)| (name.clone(), decision.clone())).collect();
         sender.send_if_modified(|current| std::mem::replace(current, decisions) != *current);
     }
 }
 
-fn take(known: &mut Known, kind: &ApiResource, object: &DynamicObject) {
-    let key = ObjectRef::from_obj_with(object, kind.clone());
+fn key(object: &DynamicObject) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+fn take(known: &mut Known, object: &DynamicObject) {
+    let key = key(object);
     match decision(object) {
         Some(decision) if known.contains_key(&key) || known.len() < MAX_DEPLOYMENTS => {
             known.insert(key, (names(object), decision));
@@ -93,24 +98,23 @@ mod tests {
 
     #[test]
     fn a_decision_is_read_as_far_as_it_is_known() {
-        let kind = ApiResource::erase::<LlamaDeployment>(&());
         let mut known = Known::new();
         let status = json!({"lastScale": {"time": "2026-11-25T10:00:00Z", "prefill": 1, "decode": 3,
             "reason": "busy", "numbers": {"new": true}}});
         let mut told = json!({"apiVersion": "herd.dev/v1alpha1", "kind": "LlamaDeployment",
             "metadata": {"name": "llama", "namespace": "a"},
             "spec": {"model": {"source": "oci://x"}}, "status": status});
-        take(&mut known, &kind, &object(told.clone()));
+        take(&mut known, &object(told.clone()));
         let (names, decision) = known.values().next().unwrap();
         assert_eq!(names, &["llama"]);
         assert_eq!((decision.prefill, decision.decode, decision.unified), (Some(1), Some(3), None));
         assert_eq!(decision.reason, "busy");
 
         told["spec"]["model"]["servedNames"] = json!(["one", "two"]);
-        take(&mut known, &kind, &object(told.clone()));
+        take(&mut known, &object(told.clone()));
         assert_eq!(known.values().next().unwrap().0, ["one", "two"]);
         told["status"] = json!({});
-        take(&mut known, &kind, &object(told));
+        take(&mut known, &object(told));
         assert!(known.is_empty());
     }
 }

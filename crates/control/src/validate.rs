@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 const TERMINATION_GRACE_PERIOD_SECONDS: i64 = 600;
 
 /// What the operator sets in a worker's pod from other fields; a value of the user's would contradict them.
-const RESERVED_ENV: [&str; 16] = [
+const RESERVED_ENV: [&str; 17] = [
     "HERD_ADVERTISE",
     "HERD_CONTEXT_LENGTH",
     "HERD_DRAIN_DEADLINE",
@@ -28,6 +28,7 @@ const RESERVED_ENV: [&str; 16] = [
     "HERD_KV_BIND",
     "HERD_LEADER",
     "HERD_MODEL_DIR",
+    "HERD_MODEL_NAME",
     "HERD_RANKS_PER_POD",
     "HERD_RANK_BIND",
     "HERD_REVISION",

@@ -58,7 +58,7 @@ async fn the_report_says_what_there_is_and_what_it_does() {
 async fn what_runs_shows_and_a_second_of_viewers_costs_one_report() {
     let fleet = fleet::fake(&[Role::Unified]).await;
     fleet.controls[0].close();
-    let request = json!({"model": "tiny", "prompt": [1; 640], "max_tokens": 128});
+    let request = json!({"model": "tiny", "prompt": vec![1; 640], "max_tokens": 128});
     let busy = async {
         soon(async { while report(&fleet.running).await.gangs[0].running == 0 {} }).await;
         let found = report(&fleet.running).await;
@@ -176,36 +176,53 @@ async fn pictures_of_the_page() {
     for _ in 0..20 {
         ask(&fleet, 24).await;
     }
-    // Held in their steps, so that the picture shows something at work.
-    fleet.controls.iter().for_each(herd_engine::FakeControl::close);
-    let shoot = async {
-        soon(async {
-            while report(&fleet.running).await.gangs.iter().map(|gang| gang.running).sum::<u32>() < 9 {}
-        })
-        .await;
-        pictures(&chromium, &fleet.running, &folder, "fleet").await;
-        fleet.controls.iter().for_each(herd_engine::FakeControl::open);
-    };
-    let requests = (0..12).map(|number| {
-        let asked =
-            json!({"model": "tiny", "prompt": vec![1; 200 + 70 * number], "max_tokens": 500 + 60 * number});
-        let running = &fleet.running;
-        async move { running.post("/v1/completions", &asked).await }
-    });
-    tokio::join!(shoot, futures::future::join_all(requests));
+    for picture in PICTURES {
+        // Decode gangs are held in their steps, so that the picture shows something at work.
+        fleet.controls[2..].iter().for_each(herd_engine::FakeControl::close);
+        let shoot = async {
+            let running =
+                async || report(&fleet.running).await.gangs.iter().map(|gang| gang.running).sum::<u32>();
+            let more = async {
+                // A step lets those in that came during the one before.
+                while running().await < 7 {
+                    for control in &fleet.controls[2..] {
+                        control.pass().await;
+                    }
+                }
+            };
+            soon(more).await;
+            take(&chromium, &fleet.running, &folder, "fleet", picture).await;
+            fleet.controls.iter().for_each(herd_engine::FakeControl::open);
+        };
+        let requests = (0..12).map(|number| {
+            let asked =
+                json!({"model": "tiny", "prompt": vec![1; 200 + 70 * number], "max_tokens": 500 + 60 * number});
+            let running = &fleet.running;
+            async move { running.post("/v1/completions", &asked).await }
+        });
+        tokio::join!(shoot, futures::future::join_all(requests));
+    }
 
     let many = fleet::fake(&[Role::Unified; 50]).await;
-    pictures(&chromium, &many.running, &folder, "fifty").await;
     let none = gateway_with::<&str>(&[], Limits::default()).await;
-    pictures(&chromium, &none, &folder, "empty").await;
+    for picture in PICTURES {
+        take(&chromium, &many.running, &folder, "fifty", picture).await;
+        take(&chromium, &none, &folder, "empty", picture).await;
+    }
 }
 
-async fn pictures(chromium: &Chromium, running: &Running, folder: &Path, name: &str) {
+/// A scheme, a word for it, and a size of the window.
+type Picture = (Scheme, &'static str, (u32, u32));
+
+const PICTURES: [Picture; 4] = [
+    (Scheme::Light, "light", (1280, 760)),
+    (Scheme::Dark, "dark", (1280, 760)),
+    (Scheme::Light, "light-400", (400, 900)),
+    (Scheme::Dark, "dark-400", (400, 900)),
+];
+
+async fn take(chromium: &Chromium, running: &Running, folder: &Path, name: &str, picture: Picture) {
+    let (scheme, word, size) = picture;
     let url = format!("http://{}/", running.gateway.addresses().http);
-    for (scheme, word) in [(Scheme::Light, "light"), (Scheme::Dark, "dark")] {
-        for (size, narrow) in [((1280, 760), ""), ((400, 900), "-400")] {
-            let to = folder.join(format!("{name}-{word}{narrow}.png"));
-            chromium.screenshot(&url, size, scheme, &to).await;
-        }
-    }
+    chromium.screenshot(&url, size, scheme, &folder.join(format!("{name}-{word}.png"))).await;
 }

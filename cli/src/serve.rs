@@ -12,7 +12,7 @@ use futures::future::{join_all, select_all, try_join_all};
 use herd_gateway::{FixedFleet, GangEndpoint, Gateway, GatewayOptions, ReservedPort};
 use herd_model::{BLOCK_TOKENS, Dtype, ModelConfig, ShardPlan};
 use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, TextModel};
-use herd_worker::{Backend, CpuBackend, KvSize, Role, StopSignals, Worker, WorkerOptions};
+use herd_worker::{Backend, CpuBackend, KvSize, MetricOptions, Role, StopSignals, Worker, WorkerOptions};
 use tracing_subscriber::EnvFilter;
 
 /// For the gangs to be found once they have loaded.
@@ -112,7 +112,8 @@ impl Fleet {
                 kv: KvSize::Blocks(kv_blocks),
                 threads: threads.max(tensor),
             };
-            Worker::start(WorkerOptions { role, ..WorkerOptions::loopback(Backend::Cpu(backend)) })
+            let metrics = MetricOptions { model: name.clone(), ..MetricOptions::default() };
+            Worker::start(WorkerOptions { role, metrics, ..WorkerOptions::loopback(Backend::Cpu(backend)) })
         }))
         .await?;
         let gangs = workers

@@ -14,7 +14,7 @@ use tracing::debug;
 use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent};
 use crate::fleet::{Assignment, Fleet, GangKey, Lesson, Party};
 use crate::grpc::status::retry_after;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ModelMetrics, Want};
 use crate::transcript::Transcript;
 use crate::validate::{ValidatedGeneration, ValidatedPrompt};
 use crate::{Limits, RequestError};
@@ -29,6 +29,7 @@ pub(crate) struct Choice<'a> {
     pub(crate) fleet: &'a Arc<Fleet>,
     pub(crate) limits: &'a Limits,
     pub(crate) metrics: &'a Metrics,
+    pub(crate) model_metrics: &'a ModelMetrics,
     pub(crate) events: EventSender,
 }
 
@@ -58,6 +59,8 @@ struct Said {
     transcript: Transcript,
     /// All that came, those included that are held until their text is whole.
     ids: Vec<u32>,
+    /// When tokens came last.
+    last: Option<Instant>,
 }
 
 impl From<RequestError> for Attempt {
@@ -73,7 +76,7 @@ impl Choice<'_> {
         let transcript =
             Transcript::new(&self.generation.model.text, sampling.stop.clone(), sampling.logprobs.is_some())
                 .map_err(|error| RequestError::Failed(error.to_string()))?;
-        let mut said = Said { started: false, transcript, ids: Vec::new() };
+        let mut said = Said { started: false, transcript, ids: Vec::new(), last: None };
         let mut tried = Tried::default();
         let (mut attempt, mut resumed) = (0, 0);
         loop {
@@ -86,12 +89,13 @@ impl Choice<'_> {
             };
             attempt += 1;
             debug!(request = self.generation.request_id, choice = self.index, tokens = said.ids.len(), %error, "trying elsewhere");
-            self.metrics.retries.with_label_values(&[error.category()]).inc();
+            self.metrics.retried(&error);
             if said.ids.len() > before {
                 resumed += 1;
                 if resumed > self.limits.resumes {
                     return Err(given_up(&said, error));
                 }
+                self.metrics.resumes.inc();
                 // Every other gang is as good as new.
                 tried = Tried::default();
             } else {
@@ -117,7 +121,7 @@ impl Choice<'_> {
         let prompt_tokens = (self.prompt().tokens.len() + said.ids.len()) as u32;
         let begun = !said.ids.is_empty();
         let patience = if begun { self.limits.resume_wait } else { self.limits.gang_wait };
-        let mut wait = self.fleet.wait(patience);
+        let mut wait = self.fleet.wait(&model.name, patience);
         loop {
             let refusal = match self.fleet.assign(model, prompt_tokens, &tried.gangs) {
                 Ok(assignment) if !assignment.is_one_of(&tried.gangs) => return Ok(assignment),
@@ -133,6 +137,7 @@ impl Choice<'_> {
             let full = tried.full || refusal == Refusal::Full;
             if full && !begun || !within(self.generation.deadline, wait.changed()).await? {
                 // What a gang said tells more than that there is no other one.
+                self.metrics.refused(Want::Route(refusal));
                 let error = tried.last.clone();
                 let error = error.unwrap_or_else(|| RequestError::refused(&model.name, refusal));
                 return Err(given_up(said, error));
@@ -197,6 +202,7 @@ impl Choice<'_> {
                     if !std::mem::replace(&mut works, true) {
                         assignment.prompt_done();
                     }
+                    self.came(said, tokens.len());
                     let mut delta = Delta::default();
                     let mut stopped = false;
                     for token in tokens {
@@ -223,6 +229,17 @@ impl Choice<'_> {
                     };
                     return Ok(self.finish(said, reason, cached_tokens).await?);
                 }
+            }
+        }
+    }
+
+    /// Counts the time that tokens took. Those of one message have come together: each took its part.
+    fn came(&self, said: &mut Said, tokens: usize) {
+        let now = Instant::now();
+        if let Some(last) = said.last.replace(now) {
+            let each = now.duration_since(last).as_secs_f64() / tokens.max(1) as f64;
+            for _ in 0..tokens {
+                self.model_metrics.inter_token_latency.observe(each);
             }
         }
     }
@@ -327,7 +344,7 @@ impl Choice<'_> {
         cached_tokens: u32,
     ) -> Result<(), RequestError> {
         let tokens = said.ids.len() as u32;
-        self.metrics.output_tokens.inc_by(u64::from(tokens));
+        self.model_metrics.output_tokens.inc_by(u64::from(tokens));
         self.send(EventKind::Finished(Finished { reason, completion_tokens: tokens, cached_tokens })).await
     }
 

@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admission::Admission;
-use crate::fleet::{Fleet, Model};
+use crate::fleet::{Fleet, Model, NotChosen};
 use crate::generation::{self, Events};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Want};
 use crate::observe::{Admitted, Api};
 use crate::options::{Addresses, GatewayOptions};
+use crate::page::Page;
 use crate::ports::PortError;
 use crate::request::GenerationRequest;
 use crate::task::OwnedTask;
@@ -49,9 +50,9 @@ pub enum GatewayError {
     /// A gang that no waiting makes ready: its model's text files cannot be used.
     #[error("{0}")]
     Unusable(String),
-    /// A metric is registered twice.
+    /// The metrics are not what is declared.
     #[error("failed to register metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
+    Metrics(#[from] herd_metrics::PageError),
     /// The descriptors compiled in are broken.
     #[error("failed to build server reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -62,6 +63,7 @@ pub(crate) struct Parts {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) page: Page,
     admission: Admission,
     /// Cancelled when requests have had their time to end.
     pub(crate) out_of_time: CancellationToken,
@@ -91,9 +93,11 @@ impl Gateway {
             }
         }
         let addresses = Addresses { http: http.address(), grpc: grpc.address() };
+        let metrics = Arc::new(Metrics::new()?);
         let parts = Arc::new(Parts {
             fleet: Arc::clone(&fleet),
-            metrics: Arc::new(Metrics::new()?),
+            page: Page::new(&fleet, &metrics, discovery.decisions()),
+            metrics,
             admission: Admission::new(limits.concurrent_requests),
             out_of_time: CancellationToken::new(),
             tokenizing: Arc::new(Semaphore::new(limits.tokenizing)),
@@ -140,6 +144,8 @@ impl Parts {
         match self.admission.admit() {
             Ok(permit) => Ok(Admitted::new(&self.metrics, api, permit)),
             Err(error) => {
+                let full = matches!(error, RequestError::Busy { .. });
+                self.metrics.refused(if full { Want::GatewayFull } else { Want::ShuttingDown });
                 Admitted::refused(&self.metrics, api, &error);
                 Err(error)
             }
@@ -164,7 +170,11 @@ impl Parts {
         let model = generation.model.clone();
         let seed = generation.sampling.seed;
         let prompts = generation.prompts.iter().map(|prompt| prompt.tokens.clone()).collect();
-        Ok(Submitted { events: generation::start(self, generation, admitted), model, seed, prompts })
+        let metrics =
+            self.metrics.model(&model.name).map_err(|error| RequestError::Failed(error.to_string()));
+        let metrics = metrics.inspect_err(|error| admitted.ended(Some(error)))?;
+        admitted.is_for(Arc::clone(&metrics));
+        Ok(Submitted { events: generation::start(self, generation, metrics, admitted), model, seed, prompts })
     }
 
     async fn prepare(
@@ -179,7 +189,13 @@ impl Parts {
                 format!("{field} is empty: it must name a served model"),
             ));
         }
-        let model = self.fleet.chosen(&request.model, self.limits.gang_wait).await?;
+        let chosen = self.fleet.chosen(&request.model, self.limits.gang_wait).await;
+        let model = chosen.map_err(|NotChosen { error, refusal }| {
+            if let Some(refusal) = refusal {
+                self.metrics.refused(Want::Route(refusal));
+            }
+            error
+        })?;
         let gone = || RequestError::Failed("tokenizing was cut short".to_owned());
         let slot = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| gone())?;
         let limits = self.limits.clone();

@@ -12,6 +12,7 @@ use crate::RequestError;
 use crate::choice::Choice;
 use crate::event::{EventKind, GenerationEvent};
 use crate::gateway::Parts;
+use crate::metrics::ModelMetrics;
 use crate::observe::Admitted;
 use crate::task::OwnedTask;
 use crate::validate::ValidatedGeneration;
@@ -28,12 +29,17 @@ pub(crate) struct Events {
 }
 
 /// Starts all choices.
-pub(crate) fn start(parts: &Arc<Parts>, generation: ValidatedGeneration, admitted: Admitted) -> Events {
+pub(crate) fn start(
+    parts: &Arc<Parts>,
+    generation: ValidatedGeneration,
+    model_metrics: Arc<ModelMetrics>,
+    admitted: Admitted,
+) -> Events {
     let (sender, receiver) = mpsc::channel(parts.limits.buffered_events);
     let parts = Arc::clone(parts);
     let task = OwnedTask::spawn(async move {
         let prompt_tokens: usize = generation.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
-        parts.metrics.prompt_tokens.inc_by(prompt_tokens as u64);
+        model_metrics.prompt_tokens.inc_by(prompt_tokens as u64);
         let choices: Vec<Choice<'_>> = (0..generation.choices())
             .map(|index| Choice {
                 generation: &generation,
@@ -41,6 +47,7 @@ pub(crate) fn start(parts: &Arc<Parts>, generation: ValidatedGeneration, admitte
                 fleet: &parts.fleet,
                 limits: &parts.limits,
                 metrics: &parts.metrics,
+                model_metrics: &model_metrics,
                 events: sender.clone(),
             })
             .collect();

@@ -1,90 +1,200 @@
-//! What the gateway counts. Label values come from enums, never from clients.
+//! What the gateway counts. Label values come from enums and from the fleet, never from clients.
 
-use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
-};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use herd_metrics::{ByModel, Family, MAX_MODELS, Page, PageBuilder, PageError, gateway as declared};
+use herd_routing::Refusal;
+use prometheus::{Histogram, IntCounter, IntGauge};
+
+use crate::RequestError;
 use crate::fleet::Fleet;
 
 /// The metrics of one gateway.
+#[derive(Debug)]
 pub(crate) struct Metrics {
-    registry: Registry,
-    /// By front door and outcome: `ok`, `cancelled` or an error's category.
-    pub(crate) requests: IntCounterVec,
+    page: Page,
+    requests: Family<IntCounter>,
+    refusals: Family<IntCounter>,
     pub(crate) in_flight: IntGauge,
-    pub(crate) time_to_first_token: Histogram,
-    pub(crate) duration: Histogram,
-    pub(crate) retries: IntCounterVec,
-    pub(crate) prompt_tokens: IntCounter,
-    pub(crate) output_tokens: IntCounter,
-    waiting: IntGauge,
-    gangs: IntGaugeVec,
+    waiting: ByModel<IntGauge>,
+    time_to_first_token: ByModel<Histogram>,
+    inter_token_latency: ByModel<Histogram>,
+    duration: ByModel<Histogram>,
+    prompt_tokens: ByModel<IntCounter>,
+    output_tokens: ByModel<IntCounter>,
+    retries: Family<IntCounter>,
+    pub(crate) resumes: IntCounter,
+    gangs: Family<IntGauge>,
 }
 
-/// Seconds, from a cached reply of a small model to a long one of a large model.
-const BUCKETS: [f64; 16] =
-    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
+/// Those of one model, looked up once a request.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelMetrics {
+    pub(crate) time_to_first_token: Histogram,
+    pub(crate) inter_token_latency: Histogram,
+    pub(crate) duration: Histogram,
+    pub(crate) prompt_tokens: IntCounter,
+    pub(crate) output_tokens: IntCounter,
+}
+
+/// Want of capacity, wherever it is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    GatewayFull,
+    ShuttingDown,
+    Route(Refusal),
+}
+
+impl Want {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::GatewayFull => "gateway_full",
+            Self::ShuttingDown => "shutting_down",
+            Self::Route(Refusal::Full) => "gangs_full",
+            Self::Route(Refusal::NoGang) => "no_gang",
+            Self::Route(Refusal::Draining) => "draining",
+            Self::Route(Refusal::NoPrefill) => "no_prefill",
+            Self::Route(Refusal::NoDecode) => "no_decode",
+        }
+    }
+}
 
 impl Metrics {
-    pub(crate) fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let histogram =
-            |name, help| Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()));
-        let metrics = Self {
-            requests: IntCounterVec::new(
-                Opts::new("herd_gateway_requests_total", "Requests that ended, by front door and outcome."),
-                &["api", "outcome"],
-            )?,
-            in_flight: IntGauge::new("herd_gateway_requests_in_flight", "Requests in work.")?,
-            time_to_first_token: histogram(
-                "herd_gateway_time_to_first_token_seconds",
-                "From the arrival of a request to its first token.",
-            )?,
-            duration: histogram(
-                "herd_gateway_request_duration_seconds",
-                "From the arrival of a request to the end of its answer.",
-            )?,
-            retries: IntCounterVec::new(
-                Opts::new("herd_gateway_retries_total", "Attempts that a gang refused or failed, by reason."),
-                &["reason"],
-            )?,
-            prompt_tokens: IntCounter::new(
-                "herd_gateway_prompt_tokens_total",
-                "Tokens of prompts sent to gangs.",
-            )?,
-            output_tokens: IntCounter::new(
-                "herd_gateway_output_tokens_total",
-                "Tokens of finished choices.",
-            )?,
-            waiting: IntGauge::new(
-                "herd_gateway_requests_waiting_for_gang",
-                "Requests, or choices of one, whose model has no gang that is ready.",
-            )?,
-            gangs: IntGaugeVec::new(Opts::new("herd_gateway_gangs", "Gangs found."), &["role", "phase"])?,
-            registry,
-        };
-        metrics.registry.register(Box::new(metrics.requests.clone()))?;
-        metrics.registry.register(Box::new(metrics.in_flight.clone()))?;
-        metrics.registry.register(Box::new(metrics.time_to_first_token.clone()))?;
-        metrics.registry.register(Box::new(metrics.duration.clone()))?;
-        metrics.registry.register(Box::new(metrics.retries.clone()))?;
-        metrics.registry.register(Box::new(metrics.prompt_tokens.clone()))?;
-        metrics.registry.register(Box::new(metrics.output_tokens.clone()))?;
-        metrics.registry.register(Box::new(metrics.waiting.clone()))?;
-        metrics.registry.register(Box::new(metrics.gangs.clone()))?;
-        Ok(metrics)
+    pub(crate) fn new() -> Result<Self, PageError> {
+        let mut page = PageBuilder::new(declared::METRICS)?;
+        Ok(Self {
+            requests: page.counters(&declared::REQUESTS)?,
+            refusals: page.counters(&declared::REFUSALS)?,
+            in_flight: page.gauge(&declared::IN_FLIGHT)?,
+            waiting: page.gauges_by_model(&declared::WAITING_FOR_GANG)?,
+            time_to_first_token: page.histograms_by_model(&declared::TIME_TO_FIRST_TOKEN_SECONDS)?,
+            inter_token_latency: page.histograms_by_model(&declared::INTER_TOKEN_LATENCY_SECONDS)?,
+            duration: page.histograms_by_model(&declared::DURATION_SECONDS)?,
+            prompt_tokens: page.counters_by_model(&declared::PROMPT_TOKENS)?,
+            output_tokens: page.counters_by_model(&declared::OUTPUT_TOKENS)?,
+            retries: page.counters(&declared::RETRIES)?,
+            resumes: page.counter(&declared::RESUMES)?,
+            gangs: page.gauges(&declared::GANGS)?,
+            page: page.finish()?,
+        })
+    }
+
+    /// `outcome`: `ok`, `cancelled` or an error's category.
+    pub(crate) fn ended(&self, api: &'static str, outcome: &'static str) {
+        if let Some(requests) = self.requests.of(&[api, outcome]) {
+            requests.inc();
+        }
+    }
+
+    pub(crate) fn refused(&self, want: Want) {
+        if let Some(refusals) = self.refusals.of(&[want.label()]) {
+            refusals.inc();
+        }
+    }
+
+    pub(crate) fn retried(&self, error: &RequestError) {
+        if let Some(retries) = self.retries.of(&[error.category()]) {
+            retries.inc();
+        }
+    }
+
+    /// Those of a model that the fleet serves.
+    pub(crate) fn model(&self, name: &str) -> Result<Arc<ModelMetrics>, prometheus::Error> {
+        Ok(Arc::new(ModelMetrics {
+            time_to_first_token: self.time_to_first_token.of(name)?,
+            inter_token_latency: self.inter_token_latency.of(name)?,
+            duration: self.duration.of(name)?,
+            prompt_tokens: self.prompt_tokens.of(name)?,
+            output_tokens: self.output_tokens.of(name)?,
+        }))
+    }
+
+    /// Those of every model that has some.
+    pub(crate) fn models(&self) -> Vec<(String, Arc<ModelMetrics>)> {
+        let names = self.duration.each().into_iter().map(|(name, _)| name);
+        names.filter_map(|name| Some((name.clone(), self.model(&name).ok()?))).collect()
     }
 
     /// The text format.
-    pub(crate) fn render(&self, fleet: &Fleet) -> Result<Vec<u8>, prometheus::Error> {
-        self.waiting.set(i64::from(fleet.waiting()));
-        self.gangs.reset();
-        for ((role, phase), count) in fleet.census() {
-            self.gangs.with_label_values(&[role, phase]).set(count);
+    pub(crate) fn render(&self, fleet: &Fleet) -> Result<String, prometheus::Error> {
+        let served = fleet.names();
+        self.keep(&served);
+        for name in served.iter().take(MAX_MODELS) {
+            self.model(name)?;
+            self.waiting.of(name)?;
         }
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        Ok(text)
+        let waiting = fleet.waiting();
+        for name in waiting.keys() {
+            self.waiting.of(name)?;
+        }
+        for (name, gauge) in self.waiting.each() {
+            gauge.set(i64::from(waiting.get(&name).copied().unwrap_or(0)));
+        }
+        let census = fleet.census();
+        for (labels, gauge) in self.gangs.each() {
+            let [role, phase] = labels[..] else { continue };
+            gauge.set(census.get(&(role, phase)).copied().unwrap_or(0));
+        }
+        self.page.text("")
+    }
+
+    fn keep(&self, served: &BTreeSet<String>) {
+        let Self {
+            page: _,
+            requests: _,
+            refusals: _,
+            in_flight: _,
+            waiting,
+            time_to_first_token,
+            inter_token_latency,
+            duration,
+            prompt_tokens,
+            output_tokens,
+            retries: _,
+            resumes: _,
+            gangs: _,
+        } = self;
+        waiting.keep(served);
+        time_to_first_token.keep(served);
+        inter_token_latency.keep(served);
+        duration.keep(served);
+        prompt_tokens.keep(served);
+        output_tokens.keep(served);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_label_there_is_is_declared() {
+        let metrics = Metrics::new().unwrap();
+        let text = String::new;
+        let errors = [
+            RequestError::invalid("", ""),
+            RequestError::UnknownModel { model: text(), served: text() },
+            RequestError::TooLarge { limit: 1 },
+            RequestError::BodyTimeout(Duration::ZERO),
+            RequestError::Busy { message: text(), retry_after: Duration::ZERO },
+            RequestError::Unavailable(text()),
+            RequestError::Deadline,
+            RequestError::SlowClient,
+            RequestError::Failed(text()),
+        ];
+        for api in ["generate", "chat", "completions"] {
+            for outcome in errors.iter().map(RequestError::category).chain(["ok", "cancelled"]) {
+                assert!(metrics.requests.of(&[api, outcome]).is_some(), "{api} {outcome}");
+            }
+        }
+        assert!(errors.iter().all(|error| metrics.retries.of(&[error.category()]).is_some()));
+        let routes =
+            [Refusal::Full, Refusal::NoGang, Refusal::Draining, Refusal::NoPrefill, Refusal::NoDecode];
+        for want in routes.into_iter().map(Want::Route).chain([Want::GatewayFull, Want::ShuttingDown]) {
+            assert!(metrics.refusals.of(&[want.label()]).is_some(), "{want:?}");
+        }
     }
 }

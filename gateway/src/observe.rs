@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::RequestError;
 use crate::admission::Permit;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ModelMetrics};
 
 /// A front door's method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(crate) struct Admitted {
     first_token: bool,
     outcome: &'static str,
     metrics: Arc<Metrics>,
+    /// Once its model is known.
+    model: Option<Arc<ModelMetrics>>,
     _permit: Permit,
 }
 
@@ -46,18 +48,26 @@ impl Admitted {
             first_token: false,
             outcome: "cancelled",
             metrics,
+            model: None,
             _permit: permit,
         }
     }
 
     /// A request that was not admitted.
     pub(crate) fn refused(metrics: &Metrics, api: Api, error: &RequestError) {
-        metrics.requests.with_label_values(&[api.label(), error.category()]).inc();
+        metrics.ended(api.label(), error.category());
+    }
+
+    /// It is for a model that the fleet serves.
+    pub(crate) fn is_for(&mut self, model: Arc<ModelMetrics>) {
+        self.model = Some(model);
     }
 
     pub(crate) fn token(&mut self) {
-        if !std::mem::replace(&mut self.first_token, true) {
-            self.metrics.time_to_first_token.observe(self.begun.elapsed().as_secs_f64());
+        if !std::mem::replace(&mut self.first_token, true)
+            && let Some(model) = &self.model
+        {
+            model.time_to_first_token.observe(self.begun.elapsed().as_secs_f64());
         }
     }
 
@@ -68,11 +78,13 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let Self { api, begun, first_token: _, outcome, metrics, _permit: _ } = self;
+        let Self { api, begun, first_token: _, outcome, metrics, model, _permit: _ } = self;
         metrics.in_flight.dec();
-        metrics.requests.with_label_values(&[api.label(), outcome]).inc();
-        if *outcome == "ok" {
-            metrics.duration.observe(begun.elapsed().as_secs_f64());
+        metrics.ended(api.label(), outcome);
+        if let Some(model) = model
+            && *outcome == "ok"
+        {
+            model.duration.observe(begun.elapsed().as_secs_f64());
         }
     }
 }

@@ -4,106 +4,55 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use herd_api::Role;
-use prometheus::process_collector::ProcessCollector;
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
-
-/// Seconds, from a reconciliation that changes nothing to one that waits for an API server.
-const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+use herd_metrics::{Family, Page, PageBuilder, PageError, operator as declared};
+use prometheus::{Histogram, IntCounter, IntGauge};
 
 /// The metrics of one operator.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    registry: Registry,
-    reconciles: IntCounterVec,
-    reconcile_seconds: HistogramVec,
-    errors: IntCounterVec,
+    page: Page,
+    reconciles: Family<IntCounter>,
+    reconcile_seconds: Family<Histogram>,
+    errors: Family<IntCounter>,
     leader: IntGauge,
-    objects: IntGaugeVec,
-    autoscaler_decisions: IntCounterVec,
-    autoscaler_queries: IntCounterVec,
-    autoscaler_replicas: IntGaugeVec,
+    objects: Family<IntGauge>,
+    autoscaler_decisions: Family<IntCounter>,
+    autoscaler_queries: Family<IntCounter>,
+    autoscaler_replicas: Family<IntGauge>,
 }
 
 impl Metrics {
-    /// With those of the process: memory, processor time, file descriptors.
-    pub(crate) fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let metrics = Self {
-            reconciles: IntCounterVec::new(
-                Opts::new(
-                    "herd_operator_reconciles_total",
-                    "Reconciliations that ended, by controller and outcome.",
-                ),
-                &["controller", "outcome"],
-            )?,
-            reconcile_seconds: HistogramVec::new(
-                HistogramOpts::new("herd_operator_reconcile_seconds", "Time a reconciliation took.")
-                    .buckets(BUCKETS.to_vec()),
-                &["controller"],
-            )?,
-            errors: IntCounterVec::new(
-                Opts::new("herd_operator_errors_total", "Reconciliations that failed, by category."),
-                &["controller", "category"],
-            )?,
-            leader: IntGauge::new("herd_operator_leader", "1 while this operator leads.")?,
-            objects: IntGaugeVec::new(
-                Opts::new("herd_operator_objects", "Objects in the operator's care, by kind."),
-                &["kind"],
-            )?,
-            autoscaler_decisions: IntCounterVec::new(
-                Opts::new("herd_autoscaler_decisions_total", "Decisions about a pool: up, down or hold."),
-                &["direction"],
-            )?,
-            autoscaler_queries: IntCounterVec::new(
-                Opts::new("herd_autoscaler_queries_total", "Rounds of queries to Prometheus, by outcome."),
-                &["outcome"],
-            )?,
-            autoscaler_replicas: IntGaugeVec::new(
-                Opts::new("herd_autoscaler_replicas", "Gangs that the autoscaler wants, of all deployments."),
-                &["role"],
-            )?,
-            registry,
-        };
-        for direction in ["up", "down", "hold"] {
-            metrics.autoscaler_decisions.with_label_values(&[direction]);
-        }
-        for outcome in ["ok", "error"] {
-            metrics.autoscaler_queries.with_label_values(&[outcome]);
-        }
-        let Self {
-            registry,
-            reconciles,
-            reconcile_seconds,
-            errors,
-            leader,
-            objects,
-            autoscaler_decisions,
-            autoscaler_queries,
-            autoscaler_replicas,
-        } = &metrics;
-        registry.register(Box::new(reconciles.clone()))?;
-        registry.register(Box::new(reconcile_seconds.clone()))?;
-        registry.register(Box::new(errors.clone()))?;
-        registry.register(Box::new(leader.clone()))?;
-        registry.register(Box::new(objects.clone()))?;
-        registry.register(Box::new(autoscaler_decisions.clone()))?;
-        registry.register(Box::new(autoscaler_queries.clone()))?;
-        registry.register(Box::new(autoscaler_replicas.clone()))?;
-        registry.register(Box::new(ProcessCollector::for_self()))?;
-        Ok(metrics)
+    /// All at 0, every label value there from the start.
+    pub(crate) fn new() -> Result<Self, PageError> {
+        let mut page = PageBuilder::new(declared::METRICS)?;
+        Ok(Self {
+            reconciles: page.counters(&declared::RECONCILES)?,
+            reconcile_seconds: page.histograms(&declared::RECONCILE_DURATION)?,
+            errors: page.counters(&declared::ERRORS)?,
+            leader: page.gauge(&declared::LEADER)?,
+            objects: page.gauges(&declared::OBJECTS)?,
+            autoscaler_decisions: page.counters(&declared::AUTOSCALER_DECISIONS)?,
+            autoscaler_queries: page.counters(&declared::AUTOSCALER_QUERIES)?,
+            autoscaler_replicas: page.gauges(&declared::AUTOSCALER_REPLICAS)?,
+            page: page.finish()?,
+        })
     }
 
     /// A reconciliation that ended, well or not.
     pub(crate) fn reconciled(&self, controller: &'static str, outcome: &'static str, elapsed: Duration) {
-        self.reconciles.with_label_values(&[controller, outcome]).inc();
-        self.reconcile_seconds.with_label_values(&[controller]).observe(elapsed.as_secs_f64());
+        if let Some(reconciles) = self.reconciles.of(&[controller, outcome]) {
+            reconciles.inc();
+        }
+        if let Some(seconds) = self.reconcile_seconds.of(&[controller]) {
+            seconds.observe(elapsed.as_secs_f64());
+        }
     }
 
     /// One that failed.
     pub(crate) fn failed(&self, controller: &'static str, category: &'static str) {
-        self.errors.with_label_values(&[controller, category]).inc();
+        if let Some(errors) = self.errors.of(&[controller, category]) {
+            errors.inc();
+        }
     }
 
     /// Whether this operator leads.
@@ -113,67 +62,93 @@ impl Metrics {
 
     /// How many objects of a kind there are.
     pub(crate) fn managed(&self, kind: &'static str, count: i64) {
-        self.objects.with_label_values(&[kind]).set(count);
+        if let Some(objects) = self.objects.of(&[kind]) {
+            objects.set(count);
+        }
     }
 
     /// A decision about a pool.
     pub(crate) fn decided(&self, direction: &'static str) {
-        self.autoscaler_decisions.with_label_values(&[direction]).inc();
+        if let Some(decisions) = self.autoscaler_decisions.of(&[direction]) {
+            decisions.inc();
+        }
     }
 
     /// A round of queries to Prometheus.
     pub(crate) fn asked_prometheus(&self, ok: bool) {
-        self.autoscaler_queries.with_label_values(&[if ok { "ok" } else { "error" }]).inc();
+        if let Some(queries) = self.autoscaler_queries.of(&[if ok { "ok" } else { "error" }]) {
+            queries.inc();
+        }
     }
 
     /// Gangs that the autoscaler wants.
     pub(crate) fn autoscaled(&self, gangs: &BTreeMap<Role, i64>) {
         for role in [Role::Prefill, Role::Decode, Role::Unified] {
-            let gangs = gangs.get(&role).copied().unwrap_or(0);
-            self.autoscaler_replicas.with_label_values(&[role.as_str()]).set(gangs);
+            if let Some(replicas) = self.autoscaler_replicas.of(&[role.as_str()]) {
+                replicas.set(gangs.get(&role).copied().unwrap_or(0));
+            }
         }
     }
 
     /// The page, in Prometheus's text format.
     pub(crate) fn render(&self) -> Result<String, prometheus::Error> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        self.page.text("")
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use herd_metrics::check_page;
+    use kube::core::Status;
+
     use super::*;
+    use crate::error::ReconcileError;
 
     #[test]
     fn everything_counted_is_on_the_page() {
         let metrics = Metrics::new().unwrap();
-        metrics.reconciled("pool", "changed", Duration::from_millis(30));
-        metrics.reconciled("pool", "unchanged", Duration::from_millis(2));
+        metrics.reconciled("pool", "ok", Duration::from_millis(30));
+        metrics.reconciled("pool", "error", Duration::from_millis(2));
         metrics.failed("deployment", "conflict");
         metrics.leader(true);
         metrics.managed("LlamaPool", 2);
         metrics.managed("LlamaPool", 3);
-        metrics.decided("up");
-        metrics.asked_prometheus(false);
-        metrics.autoscaled(&BTreeMap::from([(Role::Decode, 3)]));
         let page = metrics.render().unwrap();
         for line in [
-            r#"herd_operator_reconciles_total{controller="pool",outcome="changed"} 1"#,
+            r#"herd_operator_reconciles_total{controller="pool",outcome="ok"} 1"#,
             r#"herd_operator_reconcile_seconds_bucket{controller="pool",le="0.0025"} 1"#,
             r#"herd_operator_reconcile_seconds_count{controller="pool"} 2"#,
             r#"herd_operator_errors_total{category="conflict",controller="deployment"} 1"#,
             "herd_operator_leader 1",
             r#"herd_operator_objects{kind="LlamaPool"} 3"#,
-            r#"herd_autoscaler_decisions_total{direction="up"} 1"#,
-            r#"herd_autoscaler_decisions_total{direction="down"} 0"#,
-            r#"herd_autoscaler_queries_total{outcome="error"} 1"#,
-            r#"herd_autoscaler_replicas{role="decode"} 3"#,
-            r#"herd_autoscaler_replicas{role="prefill"} 0"#,
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");
         }
-        assert!(page.contains("process_resident_memory_bytes "), "{page}");
+        assert_eq!(check_page(&page, declared::METRICS, &[]), [""; 0]);
         metrics.leader(false);
         assert!(metrics.render().unwrap().contains("herd_operator_leader 0"));
+    }
+
+    #[test]
+    fn every_category_is_declared() {
+        let metrics = Metrics::new().unwrap();
+        let (kind, name) = ("Pod", "a".to_owned());
+        let failed = |code| {
+            let status = Status { code, ..Status::default() };
+            let source = Box::new(kube::Error::Api(Box::new(status)));
+            ReconcileError::Api { action: "apply", kind, name: "a".to_owned(), source }
+        };
+        for error in [
+            failed(409),
+            failed(403),
+            failed(422),
+            failed(500),
+            ReconcileError::Foreign { kind, name: name.clone() },
+            ReconcileError::Invalid { kind, name, reason: String::new() },
+            ReconcileError::Deadline(Duration::ZERO),
+        ] {
+            let category = error.category();
+            assert!(metrics.errors.of(&["pool", category]).is_some(), "{category}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use herd_engine::{
     Checkpoint, CpuModel, CpuRanks, Executor, FakeOptions, KvStore, LoadError, LoadOptions, ModelInfo,
+    RowsClipped,
 };
 use herd_model::{BLOCK_TOKENS, Dtype, FileDigest, ModelConfig, ShardPlan, kv_fingerprint, model_digest};
 
@@ -27,6 +28,8 @@ pub(crate) struct Model {
     pub(crate) block_tokens: usize,
     /// Where the bundle's files are.
     pub(crate) bundle: Option<PathBuf>,
+    /// Counted by the first rank of this process.
+    pub(crate) clipped: RowsClipped,
 }
 
 impl Model {
@@ -82,7 +85,7 @@ pub(crate) fn load(
         Backend::Cpu(cpu) => {
             let options = load_options(&cpu, cpu.tensor, limits)?;
             let model = CpuModel::load(&cpu.model_dir, &options)?;
-            let info = about(&cpu, model.info());
+            let info = about(&cpu, model.info(), model.rows_clipped());
             Ok((Box::new(model), info))
         }
         Backend::Cuda => Err(cuda()),
@@ -102,7 +105,7 @@ pub(crate) fn load_part(
             let local = part.ranks();
             let options = load_options(&cpu, local.len(), limits)?;
             let ranks = CpuRanks::load(&cpu.model_dir, &options, local)?;
-            let info = about(&cpu, ranks.info());
+            let info = about(&cpu, ranks.info(), ranks.rows_clipped());
             Ok((ranks, info))
         }
         Backend::Cuda => Err(cuda()),
@@ -143,7 +146,7 @@ fn load_options(
     Ok(LoadOptions { tensor: *tensor, dtype: *dtype, kv_blocks, threads: *threads })
 }
 
-fn about(backend: &CpuBackend, info: &ModelInfo) -> Model {
+fn about(backend: &CpuBackend, info: &ModelInfo, clipped: RowsClipped) -> Model {
     let CpuBackend { model_dir, dtype, .. } = backend;
     let ModelInfo { config, shards, digest, kv_fingerprint, kv_blocks, weight_bytes_per_rank } = info.clone();
     tracing::info!(digest, kv_fingerprint, kv_blocks, ?weight_bytes_per_rank, "model loaded");
@@ -157,6 +160,7 @@ fn about(backend: &CpuBackend, info: &ModelInfo) -> Model {
         kv_blocks,
         block_tokens: BLOCK_TOKENS,
         bundle,
+        clipped,
     }
 }
 
@@ -211,6 +215,7 @@ fn load_fake(backend: FakeBackend) -> Result<(Box<dyn Executor>, Model), WorkerE
         kv_blocks,
         block_tokens,
         bundle,
+        clipped: RowsClipped::default(),
     };
     Ok((Box::new(model), model_info))
 }

@@ -16,7 +16,7 @@ use tonic::{Status, Streaming};
 use crate::drain::Ticket;
 use crate::gang::Gang;
 use crate::lease::{Ask, Transfer};
-use crate::metrics::Call;
+use crate::metrics::{Call, Stopwatch};
 use crate::refusal::{no_kv_blocks, prefill_failed, refuse};
 use crate::request::{ValidatedRequest, Work, finished_to, sampling_to, token_from, token_to};
 use crate::stream::{Messages, TaskStream};
@@ -33,14 +33,15 @@ pub(crate) async fn decode(
     request: wire::DecodeRequest,
     deadline: Option<Instant>,
 ) -> Result<TaskStream<wire::DecodeEvent>, Status> {
+    let stopwatch = Stopwatch::start(&gang.metrics);
     let wire::DecodeRequest { context, prompt, sampling, prefill_peer, prefill_epoch } = request;
     gang.identity.check(&context.clone().unwrap_or_default())?;
     let request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::Whole)?;
     let ticket = gang.admission.enter()?;
     let stream = if prefill_peer.is_empty() {
-        unified(gang, ticket, request, deadline)?
+        unified(gang, ticket, request, deadline, stopwatch)?
     } else {
-        split(gang, ticket, request, deadline, (prefill_peer, prefill_epoch)).await?
+        split(gang, ticket, request, deadline, (prefill_peer, prefill_epoch), stopwatch).await?
     };
     gang.metrics.request(Call::Decode);
     Ok(stream)
@@ -51,10 +52,13 @@ fn unified(
     ticket: Ticket,
     request: ValidatedRequest,
     deadline: Option<Instant>,
+    stopwatch: Stopwatch,
 ) -> Result<TaskStream<wire::DecodeEvent>, Status> {
     let ValidatedRequest { context: _, prompt, sampling } = request;
     let sequence = gang.engine.generate(prompt, sampling).map_err(|error| refuse(&error))?;
-    Ok(TaskStream::spawn(&gang.admission, ticket, deadline, move |messages| report(sequence, messages)))
+    Ok(TaskStream::spawn(&gang.admission, ticket, deadline, move |messages| {
+        report(sequence, messages, stopwatch)
+    }))
 }
 
 async fn split(
@@ -63,6 +67,7 @@ async fn split(
     request: ValidatedRequest,
     deadline: Option<Instant>,
     (peer, prefill_epoch): (String, u64),
+    stopwatch: Stopwatch,
 ) -> Result<TaskStream<wire::DecodeEvent>, Status> {
     let limits = gang.engine.limits();
     let waiting = gang.engine.load().borrow().waiting;
@@ -95,7 +100,7 @@ async fn split(
         .map_err(|_| prefill_failed(&peer, &Status::deadline_exceeded("no answer")))?
         .map_err(|status| prefill_failed(&peer, &status))?
         .into_inner();
-    let owner = Owner { gang: Arc::clone(gang), request, peer, transfer, events };
+    let owner = Owner { gang: Arc::clone(gang), request, peer, transfer, events, stopwatch };
     Ok(TaskStream::spawn(&gang.admission, ticket, deadline, move |messages| owner.run(messages)))
 }
 
@@ -110,6 +115,7 @@ struct Owner {
     transfer: Transfer,
     /// Dropped, it cancels the prefill.
     events: Streaming<wire::PrefillEvent>,
+    stopwatch: Stopwatch,
 }
 
 /// How far the blocks are.
@@ -154,13 +160,14 @@ impl Owner {
             tracing::warn!(request, transfer = self.transfer.id, "no kv received: {}", status.message());
         }
         let (first, reservation) = received?;
-        let Self { gang, request, peer: _, transfer, events } = self;
+        let Self { gang, request, peer: _, transfer, events, mut stopwatch } = self;
         drop((transfer, events));
         let ValidatedRequest { context: _, prompt, sampling } = request;
         let sequence =
             gang.engine.decode(reservation, prompt, &first, sampling).map_err(|error| refuse(&error))?;
+        stopwatch.token();
         messages.send(tokens(first.position, vec![token_to(first)])).await?;
-        report(sequence, messages).await
+        report(sequence, messages, stopwatch).await
     }
 
     /// Serves the transfer until position 0 is sampled and all KV is here.
@@ -169,6 +176,7 @@ impl Owner {
         messages: &Messages<wire::DecodeEvent>,
     ) -> Result<(SampledToken, Reservation), Status> {
         let mut blocks = Blocks::NotAsked;
+        let mut reserved = None;
         let first = loop {
             tokio::select! {
                 event = self.events.message() => match self.prefill_event(event)? {
@@ -180,7 +188,10 @@ impl Owner {
                 },
                 Some(ask) = self.transfer.asks.recv() => self.answer(ask, &mut blocks)?,
                 change = blocks.change() => match change {
-                    Change::Reserved(reservation) => self.reserved(reservation, &mut blocks).await?,
+                    Change::Reserved(reservation) => {
+                        self.reserved(reservation, &mut blocks).await?;
+                        reserved = Some(Instant::now());
+                    }
                     Change::NoBlocks => return Err(no_kv_blocks("here", self.gang.blocks_deadline)),
                     Change::Expired => return Err(self.failed("its lease on kv blocks has expired")),
                 },
@@ -193,6 +204,9 @@ impl Owner {
             followers.close(self.transfer.id, true);
         }
         let reservation = self.transfer.landing.close().ok_or_else(|| self.failed("done without a lease"))?;
+        if let Some(reserved) = reserved {
+            self.gang.metrics.transferred(reserved.elapsed());
+        }
         Ok((token_from(self.request.sampling.first_position, first), reservation))
     }
 
@@ -297,13 +311,18 @@ fn tokens(position: usize, tokens: Vec<wire::Token>) -> wire::DecodeEvent {
 }
 
 /// Passes a sequence's events on. Tokens that have come while the client took its time share a message.
-async fn report(mut sequence: Sequence, messages: Messages<wire::DecodeEvent>) -> Result<(), Status> {
+async fn report(
+    mut sequence: Sequence,
+    messages: Messages<wire::DecodeEvent>,
+    mut stopwatch: Stopwatch,
+) -> Result<(), Status> {
     let mut next = sequence.next().await;
     loop {
         match next {
             Some(Event::Started { .. }) => messages.send(started()).await?,
             Some(Event::Computed { .. }) => {}
             Some(Event::Token(first)) => {
+                stopwatch.token();
                 let position = first.position;
                 let mut joined = vec![token_to(first)];
                 next = None;
@@ -324,6 +343,7 @@ async fn report(mut sequence: Sequence, messages: Messages<wire::DecodeEvent>) -
             }
             Some(Event::Finished(reason)) => {
                 drop(sequence);
+                stopwatch.answered();
                 let event = Some(WireEvent::Finished(finished_to(reason)));
                 return messages.send(wire::DecodeEvent { event }).await;
             }

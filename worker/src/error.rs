@@ -83,8 +83,8 @@ impl WorkerError {
     }
 }
 
-impl From<prometheus::Error> for WorkerError {
-    fn from(error: prometheus::Error) -> Self {
+impl From<herd_metrics::PageError> for WorkerError {
+    fn from(error: herd_metrics::PageError) -> Self {
         Self::Internal(error.to_string())
     }
 }

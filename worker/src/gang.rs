@@ -16,6 +16,7 @@ use crate::lease::Transfers;
 use crate::metrics::Metrics;
 use crate::net::Peers;
 use crate::ranks::Followers;
+use crate::refusal::not_whole;
 
 /// One gang in one epoch, as its leader's service sees it.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ pub(crate) type Current = watch::Receiver<Option<Arc<Gang>>>;
 
 /// The gang, or a refusal before anything was done.
 pub(crate) fn current(gang: &Current) -> Result<Arc<Gang>, Status> {
-    gang.borrow().clone().ok_or_else(|| Status::unavailable("this gang is not whole, not started"))
+    gang.borrow().clone().ok_or_else(not_whole)
 }
 
 /// What of a gang stays the same from one epoch to the next.
@@ -103,7 +104,8 @@ impl Host {
             shutdown,
         } = self.clone();
         let capacity = engine.limits().running_sequences() + engine.limits().max_waiting;
-        metrics.kv_blocks(model.kv_blocks);
+        metrics.kv(model.kv_blocks, model.block_tokens);
+        metrics.limits(&engine);
         Gang {
             identity: Identity { gang_id, epoch, revision, model_digest: model.digest.clone() },
             model,

@@ -54,7 +54,7 @@ async fn metrics(State(pages): State<Pages>) -> Response {
         Process::Leader(gang) => {
             let gang = gang.borrow().clone();
             let transfers = gang.as_ref().map_or(0, |gang| gang.transfers.count());
-            pages.metrics.render(gang.as_ref().map(|gang| &gang.engine), transfers)
+            pages.metrics.render(gang.as_deref(), transfers)
         }
         Process::Follower(_, transfers) => pages.metrics.render(None, transfers.count()),
     };
@@ -67,10 +67,11 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::MetricOptions;
 
     #[tokio::test]
     async fn a_worker_that_loads_is_alive_and_not_ready() {
-        let metrics = Arc::new(Metrics::new().unwrap());
+        let metrics = Arc::new(Metrics::new(MetricOptions::default()).unwrap());
         let (_sender, none) = watch::channel(None);
         let pages = Pages { metrics: Arc::clone(&metrics), process: Process::Leader(none) };
         assert_eq!(readyz(State(pages.clone())).await, (StatusCode::SERVICE_UNAVAILABLE, "loading\n"));

@@ -32,6 +32,7 @@ mod worker;
 
 pub use error::WorkerError;
 pub use herd_proto::internal::v1::Role;
+pub use metrics::MetricOptions;
 pub use options::{
     Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, FakeBackend,
     GangPart, KvSize, WorkerLimits, WorkerOptions,

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Parser, ValueEnum};
 use herd_engine::DEFAULT_STEP_TOKENS;
 use herd_model::Dtype;
 use herd_worker::fetch::ModelLease;
 use herd_worker::{
     Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, Follower, GangPart,
-    KvSize, Role, StopSignals, TerminationMessage, Worker, WorkerError, WorkerLimits, WorkerOptions,
+    KvSize, MetricOptions, Role, StopSignals, TerminationMessage, Worker, WorkerError, WorkerLimits,
+    WorkerOptions,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -97,6 +99,12 @@ struct Args {
     /// Seconds a drain waits for running requests.
     #[arg(long, env = "HERD_DRAIN_DEADLINE", default_value_t = DEFAULT_DRAIN_DEADLINE.as_secs())]
     drain_deadline: u64,
+    /// Whether /metrics also has what it says under the names that vLLM gives it: true or false.
+    #[arg(long, env = "HERD_METRIC_ALIASES", default_value_t = true, action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    metric_aliases: bool,
+    /// The model's name in the labels of those.
+    #[arg(long, env = "HERD_MODEL_NAME", default_value = "")]
+    model_name: String,
     /// Where the reason of a fatal error is written, if the file exists.
     #[arg(long, env = "HERD_TERMINATION_LOG", default_value = "/dev/termination-log")]
     termination_log: PathBuf,
@@ -260,6 +268,8 @@ fn options(args: Args) -> WorkerOptions {
         revision,
         role,
         drain_deadline,
+        metric_aliases,
+        model_name,
         termination_log: _,
         model_lease: _,
         log_format: _,
@@ -293,6 +303,7 @@ fn options(args: Args) -> WorkerOptions {
         drain_deadline: Duration::from_secs(drain_deadline),
         lease: DEFAULT_LEASE,
         blocks_deadline: DEFAULT_BLOCKS_DEADLINE,
+        metrics: MetricOptions { aliases: metric_aliases, model: model_name },
     }
 }
 

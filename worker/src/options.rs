@@ -12,6 +12,7 @@ use herd_proto::internal::v1::Role;
 use crate::backend::Model;
 use crate::error::WorkerError;
 use crate::gang::Host;
+use crate::metrics::MetricOptions;
 use crate::ranks::Expected;
 
 /// Everything a worker is started with.
@@ -47,6 +48,8 @@ pub struct WorkerOptions {
     pub lease: Duration,
     /// How long a prompt that another gang computes waits for KV blocks here, if its caller does not give up earlier.
     pub blocks_deadline: Duration,
+    /// How `/metrics` speaks.
+    pub metrics: MetricOptions,
 }
 
 /// One process of a gang of several.
@@ -213,6 +216,7 @@ impl WorkerOptions {
             drain_deadline: DEFAULT_DRAIN_DEADLINE,
             lease: DEFAULT_LEASE,
             blocks_deadline: DEFAULT_BLOCKS_DEADLINE,
+            metrics: MetricOptions::default(),
         }
     }
 }

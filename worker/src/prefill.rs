@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::gang::Gang;
-use crate::metrics::Call;
+use crate::metrics::{Call, Stopwatch};
 use crate::options::DEFAULT_BLOCKS_DEADLINE;
 use crate::refusal::{no_kv_blocks, refuse};
 use crate::request::{ValidatedRequest, Work, token_to};
@@ -40,6 +40,7 @@ pub(crate) fn prefill(
     request: wire::PrefillRequest,
     deadline: Option<Instant>,
 ) -> Result<TaskStream<wire::PrefillEvent>, Status> {
+    let stopwatch = Stopwatch::start(&gang.metrics);
     let wire::PrefillRequest {
         context,
         prompt,
@@ -71,7 +72,9 @@ pub(crate) fn prefill(
         client,
     };
     let job = Job { gang: Arc::clone(gang), prompt_tokens, decode_gang };
-    Ok(TaskStream::spawn(&gang.admission, ticket, deadline, move |messages| job.run(sequence, messages)))
+    Ok(TaskStream::spawn(&gang.admission, ticket, deadline, move |messages| {
+        job.run(sequence, messages, stopwatch)
+    }))
 }
 
 /// The gang that asked.
@@ -90,7 +93,12 @@ struct Job {
 
 impl Job {
     /// The sequence, and with it the blocks that are read, lives as long as anything here does.
-    async fn run(self, mut sequence: Sequence, messages: Messages<wire::PrefillEvent>) -> Result<(), Status> {
+    async fn run(
+        self,
+        mut sequence: Sequence,
+        messages: Messages<wire::PrefillEvent>,
+        mut stopwatch: Stopwatch,
+    ) -> Result<(), Status> {
         messages.send(event(WireEvent::Queued(wire::Queued {}))).await?;
         let blocks = match sequence.next().await {
             Some(Event::Started { blocks }) => blocks,
@@ -98,8 +106,10 @@ impl Job {
         };
         messages.send(event(WireEvent::Started(wire::Started {}))).await?;
         let (computed, progress) = watch::channel(0);
-        let (first, ()) =
-            tokio::try_join!(compute(&mut sequence, &computed), self.deliver(blocks, progress))?;
+        let (first, ()) = tokio::try_join!(
+            compute(&mut sequence, &computed, &mut stopwatch),
+            self.deliver(blocks, progress)
+        )?;
         let first = Some(token_to(first));
         messages.send(event(WireEvent::Done(wire::PrefillDone { first, cached_tokens: 0 }))).await
     }
@@ -147,12 +157,19 @@ impl Job {
 }
 
 /// Follows the engine to position 0.
-async fn compute(sequence: &mut Sequence, computed: &watch::Sender<usize>) -> Result<SampledToken, Status> {
+async fn compute(
+    sequence: &mut Sequence,
+    computed: &watch::Sender<usize>,
+    stopwatch: &mut Stopwatch,
+) -> Result<SampledToken, Status> {
     let mut first = None;
     loop {
         match sequence.next().await {
             Some(Event::Computed { computed: positions }) => drop(computed.send_replace(positions)),
-            Some(Event::Token(token)) => first = Some(token),
+            Some(Event::Token(token)) => {
+                stopwatch.token();
+                first = Some(token);
+            }
             other @ (Some(Event::Finished(_) | Event::Started { .. } | Event::Failed(_)) | None) => {
                 return first
                     .take()

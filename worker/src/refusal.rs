@@ -41,13 +41,43 @@ pub(crate) fn no_kv_blocks(at: &str, waited: Duration) -> Status {
 
 /// A gang that takes nothing new. The words are part of the protocol: they mean "retry elsewhere, nothing was done".
 pub(crate) fn draining() -> Status {
-    Status::unavailable("draining, not started")
+    Status::unavailable(DRAINING)
+}
+
+const DRAINING: &str = "draining, not started";
+
+/// A gang that does not serve yet, or starts anew.
+pub(crate) fn not_whole() -> Status {
+    Status::unavailable(NOT_WHOLE)
+}
+
+const NOT_WHOLE: &str = "this gang is not whole, not started";
+
+/// How a status begins that is about the prefill gang. The words are part of the protocol.
+const AT_PREFILL: &str = "prefill at ";
+
+/// Why a call was refused, for metrics.
+pub(crate) const REASONS: [&str; 7] =
+    ["draining", "full", "not_whole", "stale", "invalid", "prefill", "other"];
+
+/// One of [`REASONS`].
+pub(crate) fn reason(status: &Status) -> &'static str {
+    let [draining, full, not_whole, stale, invalid, prefill, other] = REASONS;
+    match status.code() {
+        _ if status.message().starts_with(AT_PREFILL) => prefill,
+        Code::Unavailable if status.message() == DRAINING => draining,
+        Code::Unavailable if status.message() == NOT_WHOLE => not_whole,
+        Code::ResourceExhausted => full,
+        Code::FailedPrecondition => stale,
+        Code::InvalidArgument => invalid,
+        _ => other,
+    }
 }
 
 /// What a prefill gang's refusal or failure means to whoever called `Decode`: a full queue and a bad argument are passed on,
 /// a want of blocks on this side without blame, anything else is a gang that cannot be used now.
 pub(crate) fn prefill_failed(peer: &str, status: &Status) -> Status {
-    let message = format!("prefill at {peer}: {}", status.message());
+    let message = format!("{AT_PREFILL}{peer}: {}", status.message());
     match status.code() {
         Code::ResourceExhausted if status.message().starts_with(NO_KV_BLOCKS) => {
             full(status.message().to_owned())
@@ -78,6 +108,22 @@ mod tests {
         assert_eq!(passed_on.code(), Code::ResourceExhausted);
         assert_eq!(passed_on.message(), "no kv blocks at d:1 within 600s");
         assert!(passed_on.metadata().contains_key(RETRY_AFTER));
+    }
+
+    #[test]
+    fn every_refusal_has_its_reason() {
+        for (status, expected) in [
+            (draining(), "draining"),
+            (not_whole(), "not_whole"),
+            (refuse(&SubmitError::Full { waiting: 3 }), "full"),
+            (refuse(&SubmitError::Empty), "invalid"),
+            (refuse(&SubmitError::Stopped(String::new())), "other"),
+            (Status::failed_precondition("context.gang_epoch is 1"), "stale"),
+            (prefill_failed("p:1", &full("queue".to_owned())), "prefill"),
+            (prefill_failed("p:1", &draining()), "prefill"),
+        ] {
+            assert_eq!(reason(&status), expected, "{status:?}");
+        }
     }
 
     #[test]

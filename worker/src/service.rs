@@ -10,6 +10,7 @@ use herd_proto::internal::v1::worker_server::Worker;
 use tonic::{Request, Response, Status};
 
 use crate::gang::{self, Current, Gang};
+use crate::metrics::{Call, Metrics};
 use crate::stream::TaskStream;
 use crate::{bundle, deadline, decode, prefill, watch};
 
@@ -17,11 +18,12 @@ use crate::{bundle, deadline, decode, prefill, watch};
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     gang: Current,
+    metrics: Arc<Metrics>,
 }
 
 impl Service {
-    pub(crate) fn new(gang: Current) -> Self {
-        Self { gang }
+    pub(crate) fn new(gang: Current, metrics: Arc<Metrics>) -> Self {
+        Self { gang, metrics }
     }
 
     fn gang(&self) -> Result<Arc<Gang>, Status> {
@@ -98,7 +100,9 @@ impl Worker for Service {
         request: Request<wire::DecodeRequest>,
     ) -> Result<Response<Self::DecodeStream>, Status> {
         let deadline = deadline::of(request.metadata());
-        decode::decode(&self.gang()?, request.into_inner(), deadline).await.map(Response::new)
+        let decoding = async { decode::decode(&self.gang()?, request.into_inner(), deadline).await };
+        let decoding = decoding.await.map_err(|status| self.metrics.refused(Call::Decode, status));
+        decoding.map(Response::new)
     }
 
     async fn attach(&self, _: Request<wire::AttachRequest>) -> Result<Response<Self::AttachStream>, Status> {
@@ -110,7 +114,9 @@ impl Worker for Service {
         request: Request<wire::PrefillRequest>,
     ) -> Result<Response<Self::PrefillStream>, Status> {
         let deadline = deadline::of(request.metadata());
-        prefill::prefill(&self.gang()?, request.into_inner(), deadline).map(Response::new)
+        let prefilling = self.gang().and_then(|gang| prefill::prefill(&gang, request.into_inner(), deadline));
+        let prefilling = prefilling.map_err(|status| self.metrics.refused(Call::Prefill, status));
+        prefilling.map(Response::new)
     }
 
     async fn reserve(

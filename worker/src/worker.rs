@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use herd_engine::{CpuRanks, Engine, EngineLimits, Executor};
+use herd_engine::{CpuRanks, Engine, EngineLimits, Executor, Observer};
 use herd_proto::MAX_MESSAGE_BYTES;
 use herd_proto::internal::v1::Phase;
 use herd_proto::internal::v1::rank_server::RankServer;
@@ -123,9 +123,10 @@ impl Worker {
             drain_deadline,
             lease,
             blocks_deadline,
+            metrics: metric_options,
         } = options;
         let (shutdown, draining) = (CancellationToken::new(), CancellationToken::new());
-        let metrics = Arc::new(Metrics::new()?);
+        let metrics = Arc::new(Metrics::new(metric_options)?);
         let (sender, current) = watch::channel(None);
         let mut tasks = Tasks::default();
 
@@ -136,6 +137,7 @@ impl Worker {
         let (grpc_listener, grpc) = bind(grpc, "gRPC").await?;
         let endpoint = advertised(advertise.as_deref(), grpc)?;
         let (loaded, model) = load(backend, limits, part).await?;
+        metrics.clipped(model.clipped.clone());
         let host = Host {
             gang_id: gang_id.unwrap_or_else(new_gang_id),
             revision,
@@ -166,7 +168,7 @@ impl Worker {
             tasks.spawn("KV", serve_rank(listener, receiver, shutdown.clone()));
         }
         let (reporter, health) = tonic_health::server::health_reporter();
-        let server = WorkerServer::new(Service::new(current.clone()))
+        let server = WorkerServer::new(Service::new(current.clone(), Arc::clone(&host.metrics)))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let mut routes = Routes::new(server).add_service(health);
@@ -193,7 +195,7 @@ impl Worker {
                 None
             }
             Loaded::Whole(executor) => {
-                let engine = start_engine(executor, &model, limits)?;
+                let engine = start_engine(executor, &model, limits, &host.metrics)?;
                 let gang = Arc::new(host.gang(new_epoch(), model, engine, kv_endpoints, None));
                 tasks.spawn("engine", engine_stops(gang.engine.stopped(), shutdown.clone()));
                 gang.says_ready();
@@ -318,6 +320,7 @@ pub(crate) fn start_engine(
     executor: Box<dyn Executor>,
     model: &Model,
     limits: WorkerLimits,
+    metrics: &Arc<Metrics>,
 ) -> Result<Engine, WorkerError> {
     let WorkerLimits { max_step_tokens, max_sequences, max_waiting, context_length } = limits;
     let longest = model.config.context_length;
@@ -331,7 +334,8 @@ pub(crate) fn start_engine(
     let context_length = context_length.min(kv_blocks.saturating_mul(block_tokens));
     let limits =
         EngineLimits { context_length, kv_blocks, block_tokens, max_step_tokens, max_sequences, max_waiting };
-    Ok(Engine::start(executor, limits))
+    let observer: Arc<dyn Observer> = Arc::<Metrics>::clone(metrics);
+    Ok(Engine::start_observed(executor, limits, observer))
 }
 
 fn rank_address(first: SocketAddr, rank: usize) -> Result<SocketAddr, WorkerError> {

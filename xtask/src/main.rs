@@ -16,6 +16,7 @@ mod images;
 mod install;
 mod kubectl;
 mod machine;
+mod metrics_doc;
 mod models;
 mod paths;
 mod progress;
@@ -80,6 +81,8 @@ enum Command {
     Models,
     /// Write the custom resource definitions of `crates/api` into `crds/`
     Crds,
+    /// Write `docs/metrics.md` from the declarations in `crates/metrics`
+    MetricsDoc,
     /// Make the container images of Herd and of the models, where they are not there already
     Images,
     /// A real Kubernetes on this machine
@@ -117,6 +120,10 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Crds => {
             crds::write(&paths)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::MetricsDoc => {
+            metrics_doc::write(&paths)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Images => {

@@ -22,7 +22,7 @@ const TERMINATION_GRACE_PERIOD_SECONDS: i64 = 600;
 const TIME_TO_FIRST_TOKEN: Duration = Duration::from_secs(10);
 
 /// What the operator sets in a worker's pod from other fields; a value of the user's would contradict them.
-const RESERVED_ENV: [&str; 23] = [
+const RESERVED_ENV: [&str; 24] = [
     "HERD_ADVERTISE",
     "HERD_CACHE_DIR",
     "HERD_CACHE_FOLDER",
@@ -38,6 +38,7 @@ const RESERVED_ENV: [&str; 23] = [
     "HERD_LEADER",
     "HERD_MODEL_DIR",
     "HERD_MODEL_LEASE",
+    "HERD_MODEL_NAME",
     "HERD_MODEL_PIN",
     "HERD_MODEL_SECRET",
     "HERD_MODEL_SOURCE",

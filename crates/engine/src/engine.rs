@@ -8,8 +8,9 @@ use herd_scheduler::{Continuation, Counters, Limits, Load, TooLong, Work};
 use tokio::sync::{mpsc, watch};
 
 use crate::inbox::{Reporter, Shared};
+use crate::observer::Unobserved;
 use crate::step_loop::StepLoop;
-use crate::{Executor, KvStore, Reservation, Reserving, SampledToken, Sampling, Sequence};
+use crate::{Executor, KvStore, Observer, Reservation, Reserving, SampledToken, Sampling, Sequence};
 
 /// A request the engine does not take.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -91,10 +92,15 @@ impl Drop for Inner {
 impl Engine {
     /// Starts the step loop. Zeros in `limits` count as 1.
     pub fn start(executor: Box<dyn Executor>, limits: Limits) -> Self {
+        Self::start_observed(executor, limits, Arc::new(Unobserved))
+    }
+
+    /// [`Engine::start`], and tells `observer` of its work.
+    pub fn start_observed(executor: Box<dyn Executor>, limits: Limits, observer: Arc<dyn Observer>) -> Self {
         let limits = limits.at_least_one();
         let shared = Arc::new(Shared::new(limits.max_waiting));
         let (kv, vocab_size) = (executor.kv(), executor.vocab_size());
-        let step_loop = StepLoop::new(executor, limits, Arc::clone(&shared));
+        let step_loop = StepLoop::new(executor, limits, Arc::clone(&shared), observer);
         let spawned = std::thread::Builder::new().name("step-loop".to_owned()).spawn(move || step_loop.run());
         let thread = match spawned {
             Ok(thread) => Some(thread),
@@ -169,7 +175,12 @@ impl Engine {
         self.inner.shared.watch_load()
     }
 
-    /// What was done since the start.
+    /// How busy it is now. Takes no lock, and so never keeps the step loop waiting; each number is the newest one.
+    pub fn busy(&self) -> Load {
+        self.inner.shared.busy()
+    }
+
+    /// What was done since the start. Takes no lock either.
     pub fn counters(&self) -> Counters {
         self.inner.shared.counters()
     }

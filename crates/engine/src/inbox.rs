@@ -1,6 +1,9 @@
 //! What the handles and the step loop share: commands on their way in, load and the end on their way out.
 
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use herd_scheduler::{Continuation, Counters, Load, SequenceId, Work};
 use tokio::sync::{mpsc, watch};
@@ -17,7 +20,8 @@ pub(crate) struct Reporter {
 
 #[derive(Debug)]
 pub(crate) enum Command {
-    Submit(SequenceId, Work, Reporter),
+    /// With the time it came.
+    Submit(SequenceId, Work, Reporter, Instant),
     Decode(SequenceId, Continuation, Reporter),
     Release(SequenceId),
 }
@@ -29,7 +33,6 @@ struct Inbox {
     commands: Vec<Command>,
     /// Of the scheduler, and of what the loop has taken from here and not told of yet.
     load: Load,
-    counters: Counters,
     next_id: u64,
     closed: bool,
     stopped: Option<String>,
@@ -40,12 +43,43 @@ impl Inbox {
     fn load(&self) -> Load {
         let mut load = self.load;
         for command in &self.commands {
-            if let Command::Submit(_, work, _) = command {
+            if let Command::Submit(_, work, ..) = command {
                 load.waiting += 1;
                 load.waiting_prompt_tokens += work.prompt_tokens();
             }
         }
         load
+    }
+}
+
+/// Load and counters for those who only look. Written under the inbox's lock, read without.
+#[derive(Debug, Default)]
+struct Seen {
+    running: AtomicUsize,
+    waiting: AtomicUsize,
+    waiting_prompt_tokens: AtomicUsize,
+    kv_blocks_used: AtomicUsize,
+    steps: AtomicU64,
+    prompt_tokens: AtomicU64,
+    output_tokens: AtomicU64,
+    prefill_recomputed_tokens: AtomicU64,
+}
+
+impl Seen {
+    fn set_load(&self, load: Load) {
+        let Load { running, waiting, waiting_prompt_tokens, kv_blocks_used } = load;
+        self.running.store(running, Relaxed);
+        self.waiting.store(waiting, Relaxed);
+        self.waiting_prompt_tokens.store(waiting_prompt_tokens, Relaxed);
+        self.kv_blocks_used.store(kv_blocks_used, Relaxed);
+    }
+
+    fn set_counters(&self, counters: Counters) {
+        let Counters { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens } = counters;
+        self.steps.store(steps, Relaxed);
+        self.prompt_tokens.store(prompt_tokens, Relaxed);
+        self.output_tokens.store(output_tokens, Relaxed);
+        self.prefill_recomputed_tokens.store(prefill_recomputed_tokens, Relaxed);
     }
 }
 
@@ -56,9 +90,10 @@ pub(crate) struct Shared {
     wake: Condvar,
     max_waiting: usize,
     load: watch::Sender<Load>,
+    seen: Seen,
     stopped: watch::Sender<Option<String>>,
     #[cfg(test)]
-    publications: std::sync::atomic::AtomicUsize,
+    publications: AtomicUsize,
 }
 
 impl Shared {
@@ -68,9 +103,10 @@ impl Shared {
             wake: Condvar::new(),
             max_waiting,
             load: watch::Sender::default(),
+            seen: Seen::default(),
             stopped: watch::Sender::default(),
             #[cfg(test)]
-            publications: std::sync::atomic::AtomicUsize::default(),
+            publications: AtomicUsize::default(),
         }
     }
 
@@ -90,8 +126,10 @@ impl Shared {
         }
         let id = SequenceId(inbox.next_id);
         inbox.next_id += 1;
-        inbox.commands.push(Command::Submit(id, work, reporter));
-        self.load.send_replace(inbox.load());
+        inbox.commands.push(Command::Submit(id, work, reporter, Instant::now()));
+        let load = inbox.load();
+        self.load.send_replace(load);
+        self.seen.set_load(load);
         drop(inbox);
         self.wake.notify_one();
         Ok(Ticket { shared: Arc::clone(self), id })
@@ -128,8 +166,10 @@ impl Shared {
         #[cfg(test)]
         self.publications.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         let mut inbox = self.lock();
-        (inbox.load, inbox.counters) = (load, counters);
+        inbox.load = load;
         let load = inbox.load();
+        self.seen.set_load(load);
+        self.seen.set_counters(counters);
         self.load.send_if_modified(|current| std::mem::replace(current, load) != load);
     }
 
@@ -140,6 +180,7 @@ impl Shared {
         let left = std::mem::take(&mut inbox.commands);
         inbox.load = Load::default();
         self.load.send_replace(Load::default());
+        self.seen.set_load(Load::default());
         drop(inbox);
         self.stopped.send_replace(Some(reason.to_owned()));
         left
@@ -159,8 +200,24 @@ impl Shared {
         self.stopped.subscribe()
     }
 
+    pub(crate) fn busy(&self) -> Load {
+        let Seen { running, waiting, waiting_prompt_tokens, kv_blocks_used, .. } = &self.seen;
+        Load {
+            running: running.load(Relaxed),
+            waiting: waiting.load(Relaxed),
+            waiting_prompt_tokens: waiting_prompt_tokens.load(Relaxed),
+            kv_blocks_used: kv_blocks_used.load(Relaxed),
+        }
+    }
+
     pub(crate) fn counters(&self) -> Counters {
-        self.lock().counters
+        let Seen { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens, .. } = &self.seen;
+        Counters {
+            steps: steps.load(Relaxed),
+            prompt_tokens: prompt_tokens.load(Relaxed),
+            output_tokens: output_tokens.load(Relaxed),
+            prefill_recomputed_tokens: prefill_recomputed_tokens.load(Relaxed),
+        }
     }
 
     /// Turns of the loop and steps it ran.

@@ -2,6 +2,7 @@
 //! nor gRPC; KV leaves and enters through [`KvStore`] reads and writes that the worker moves over its own sockets.
 
 mod checkpoint;
+mod clipped;
 mod collective;
 pub mod convert;
 mod cpu;
@@ -11,6 +12,7 @@ mod executor;
 mod fake;
 mod inbox;
 mod kv;
+mod observer;
 mod philox;
 mod request;
 mod sampler;
@@ -18,6 +20,7 @@ mod sequence;
 mod step_loop;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
+pub use clipped::RowsClipped;
 pub use collective::{Collective, CollectiveError, LocalRank, Remote};
 pub use cpu::{Columns, CpuModel, CpuRanks, LoadError, LoadOptions, ModelInfo, RunningRanks};
 pub use cuda::{CudaDevice, CudaError, cuda_devices};
@@ -28,6 +31,7 @@ pub use herd_scheduler::{
     Counters as EngineCounters, DEFAULT_STEP_TOKENS, Limits as EngineLimits, Load as EngineLoad, TooLong,
 };
 pub use kv::{KvError, KvSlab, KvStore};
+pub use observer::{Observer, StepDone};
 pub use request::{Event, FinishReason, SampledToken, Sampling, TokenLogprob};
 pub use sampler::{SampleError, sample};
 pub use sequence::{Reservation, Reserving, Sequence};

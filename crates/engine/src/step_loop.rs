@@ -4,12 +4,13 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use herd_scheduler::{Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, Started, StepPlan};
 
 use crate::inbox::{Command, Reporter, Shared};
 use crate::sampler::sample;
-use crate::{Event, Executor, FinishReason, SampledToken};
+use crate::{Event, Executor, FinishReason, Observer, SampledToken, StepDone};
 
 pub(crate) struct StepLoop {
     scheduler: Scheduler,
@@ -17,6 +18,7 @@ pub(crate) struct StepLoop {
     vocab_size: usize,
     sequences: HashMap<SequenceId, Running>,
     shared: Arc<Shared>,
+    observer: Arc<dyn Observer>,
     /// Of this turn; they go out when load and counters include them.
     events: Vec<(SequenceId, Event)>,
 }
@@ -26,16 +28,26 @@ struct Running {
     prompt_tokens: usize,
     /// Position of the next token.
     position: usize,
+    /// In the queue since then, until it has started.
+    queued: Option<Instant>,
+    /// When there was a token last.
+    last_token: Option<Instant>,
 }
 
 impl StepLoop {
-    pub(crate) fn new(executor: Box<dyn Executor>, limits: Limits, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(
+        executor: Box<dyn Executor>,
+        limits: Limits,
+        shared: Arc<Shared>,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
         Self {
             scheduler: Scheduler::new(limits),
             vocab_size: executor.vocab_size().max(1),
             executor,
             sequences: HashMap::new(),
             shared,
+            observer,
             events: Vec::new(),
         }
     }
@@ -49,10 +61,10 @@ impl StepLoop {
             Err(panic) => format!("the step loop panicked: {}", message(&*panic)),
         };
         for command in self.shared.stop(&reason) {
-            if let Command::Submit(id, work, reporter) = command {
-                self.admit(id, work.prompt_tokens(), reporter);
+            if let Command::Submit(id, work, reporter, came) = command {
+                self.admit(id, work.prompt_tokens(), reporter, Some(came));
             } else if let Command::Decode(id, from, reporter) = command {
-                self.admit(id, from.prompt.len(), reporter);
+                self.admit(id, from.prompt.len(), reporter, None);
             }
         }
         for running in self.sequences.values() {
@@ -68,14 +80,21 @@ impl StepLoop {
             }
             let Planned { started, step } = self.scheduler.plan();
             for Started { sequence, blocks } in started {
+                let queued = self.sequences.get_mut(&sequence).and_then(|running| running.queued.take());
+                if let Some(came) = queued {
+                    self.observer.started(came.elapsed());
+                }
                 self.events.push((sequence, Event::Started { blocks }));
             }
             self.report();
             idle = step.entries.is_empty();
             if !idle {
+                let began = Instant::now();
                 let output = self.executor.step(&step).map_err(|error| error.to_string())?;
                 self.scheduler.complete(&step);
                 self.sample(&step, &output.logits)?;
+                let (tokens, sequences) = (step.tokens(), step.entries.len());
+                self.observer.stepped(StepDone { time: began.elapsed(), tokens, sequences });
                 self.report();
             }
         }
@@ -84,18 +103,19 @@ impl StepLoop {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit(id, work, reporter) => {
+            Command::Submit(id, work, reporter, came) => {
                 let prompt_tokens = work.prompt_tokens();
-                self.admit(id, prompt_tokens, reporter);
+                self.admit(id, prompt_tokens, reporter, Some(came));
                 if let Err(refused) = self.scheduler.submit(id, work) {
                     self.events.push((id, Event::Failed(refused.to_string())));
                 }
             }
             Command::Decode(id, from, reporter) => {
                 let generated = from.generated;
-                self.admit(id, from.prompt.len(), reporter);
+                self.admit(id, from.prompt.len(), reporter, None);
                 if let Some(running) = self.sequences.get_mut(&id) {
                     running.position += generated;
+                    running.last_token = Some(Instant::now());
                 }
                 match self.scheduler.decode(id, from) {
                     Ok(None) => {}
@@ -110,9 +130,10 @@ impl StepLoop {
         }
     }
 
-    fn admit(&mut self, id: SequenceId, prompt_tokens: usize, reporter: Reporter) {
+    /// `queued`: in the queue since then.
+    fn admit(&mut self, id: SequenceId, prompt_tokens: usize, reporter: Reporter, queued: Option<Instant>) {
         let position = reporter.sampling.as_ref().map_or(0, |sampling| sampling.first_position);
-        self.sequences.insert(id, Running { reporter, prompt_tokens, position });
+        self.sequences.insert(id, Running { reporter, prompt_tokens, position, queued, last_token: None });
     }
 
     fn fail(&mut self, id: SequenceId, why: String) {
@@ -128,6 +149,8 @@ impl StepLoop {
             return Err(format!("a step returned {got} logits instead of {wanted} rows of {vocab}"));
         }
         let mut rows = logits.chunks_exact(self.vocab_size);
+        // One look at the clock a step: its tokens go out together.
+        let now = Instant::now();
         for entry in &step.entries {
             let id = entry.sequence;
             let row = if entry.logits == LogitRows::Last { rows.next() } else { None };
@@ -140,6 +163,9 @@ impl StepLoop {
                 match sample(row, sampling, running.position) {
                     Ok(sampled) => {
                         running.position += 1;
+                        if let Some(last) = running.last_token.replace(now) {
+                            self.observer.token(now.saturating_duration_since(last));
+                        }
                         let SampledToken { token, .. } = sampled;
                         let stop = sampling.stop_ids.contains(&token.id);
                         self.events.push((id, Event::Token(sampled)));

@@ -6,7 +6,7 @@ use herd_e2e::with_fleet;
 #[test]
 fn operator_and_gateway_may_do_what_they_need_and_no_more() -> Result<()> {
     with_fleet(|fleet| {
-        let cases: [(&str, &[&str], &str); 13] = [
+        let cases: [(&str, &[&str], &str); 15] = [
             ("herd-operator", &["create", "pods"], "yes"),
             ("herd-operator", &["patch", "llamapools.herd.dev", "--subresource=status"], "yes"),
             ("herd-operator", &["patch", "pods"], "no"),
@@ -17,6 +17,8 @@ fn operator_and_gateway_may_do_what_they_need_and_no_more() -> Result<()> {
             ("herd-operator", &["create", "podgroups.scheduling.k8s.io"], "yes"),
             ("herd-operator", &["update", "llamadeployments.herd.dev"], "no"),
             ("herd-gateway", &["watch", "endpointslices.discovery.k8s.io"], "yes"),
+            ("herd-gateway", &["watch", "llamadeployments.herd.dev"], "yes"),
+            ("herd-gateway", &["patch", "llamadeployments.herd.dev"], "no"),
             ("herd-gateway", &["patch", "services"], "no"),
             ("herd-gateway", &["list", "pods"], "no"),
             ("herd-gateway", &["get", "secrets"], "no"),

@@ -1,8 +1,10 @@
 //! Where gangs are found.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::watch;
+
+use crate::LastScale;
 
 /// The gangs there are, as far as whoever runs them knows. What they are, they say themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +39,11 @@ pub struct GangEndpoint {
 pub trait Discovery: Send + Sync {
     /// Always holds the newest snapshot; `None` until there is a first one.
     fn watch(&self) -> watch::Receiver<Option<FleetSnapshot>>;
+
+    /// What an autoscaler decided last, by served name, where whoever runs the gangs has one.
+    fn decisions(&self) -> Option<watch::Receiver<BTreeMap<String, LastScale>>> {
+        None
+    }
 }
 
 /// A fleet that is told, not found.

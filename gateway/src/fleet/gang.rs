@@ -35,6 +35,9 @@ pub(crate) struct Description {
     /// Longest prompt and answer together: the model's context, or less where the KV cache is smaller.
     pub(crate) context_length: u32,
     pub(crate) max_sequences: u32,
+    /// Tensor ranks.
+    pub(crate) ranks: u32,
+    pub(crate) kv_blocks: u32,
 }
 
 /// A description that cannot be used.
@@ -56,7 +59,7 @@ impl Description {
             revision,
             model_digest,
             kv_fingerprint,
-            tensor: _,
+            tensor,
             context_length,
             vocab_size: _,
             block_tokens,
@@ -82,6 +85,8 @@ impl Description {
             kv_fingerprint,
             context_length,
             max_sequences,
+            ranks: tensor,
+            kv_blocks,
         };
         Ok((description, role))
     }

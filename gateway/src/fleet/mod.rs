@@ -25,8 +25,10 @@ use bundle::Bundles;
 pub use discovery::{Discovery, FixedFleet, FleetSnapshot, GangEndpoint};
 use gang::Description;
 pub use kubernetes::{KubernetesError, KubernetesFleet};
+pub(crate) use wait::NotChosen;
 
 use crate::RequestError;
+use crate::page::GangReport;
 use crate::task::OwnedTask;
 
 /// A gang that fails is avoided for this long, doubled with each failure in a row.
@@ -63,7 +65,7 @@ pub(crate) struct Shared {
     /// Rises with every change of the gangs there are, of a gang's phase or of its role.
     changed: watch::Sender<u64>,
     /// Requests and choices that wait for such a change.
-    waiting: Arc<AtomicU32>,
+    waiting: Arc<wait::Waiting>,
     pub(crate) bundles: Bundles,
     queue_per_gang: u32,
 }
@@ -177,13 +179,13 @@ impl Fleet {
 
     /// The model a request for `name` is checked and tokenized against: the one of the gangs it would go to now. It takes no
     /// turn: with two gangs, every second one would always be the same.
-    pub(crate) fn choose(&self, name: &str) -> Result<Model, RequestError> {
+    pub(crate) fn choose(&self, name: &str) -> Result<Model, NotChosen> {
         let state = self.shared.lock();
         let Some(models) = &state.models else {
-            return Err(RequestError::Unavailable("the fleet is not known yet".to_owned()));
+            return Err(RequestError::Unavailable("the fleet is not known yet".to_owned()).into());
         };
         if !models.contains(name) {
-            return Err(RequestError::unknown_model(name, models.iter().map(String::as_str)));
+            return Err(RequestError::unknown_model(name, models.iter().map(String::as_str)).into());
         }
         let serving = state.gangs.values().filter(|gang| gang.serves(name));
         let (live, views): (Vec<&Live>, Vec<GangView>) = serving
@@ -192,8 +194,10 @@ impl Fleet {
                 Some((live, live.view(Instant::now(), self.shared.queue_per_gang, gang.doubted)))
             })
             .unzip();
-        let route =
-            herd_routing::pick(&views, state.turn).map_err(|refusal| RequestError::refused(name, refusal))?;
+        let route = herd_routing::pick(&views, state.turn).map_err(|refusal| NotChosen {
+            error: RequestError::refused(name, refusal),
+            refusal: Some(refusal),
+        })?;
         let picked = live[route.called()];
         let digest = picked.description.digest.clone();
         let alike = live.iter().filter(|live| live.description.digest == digest);
@@ -259,23 +263,27 @@ impl Fleet {
         models.into_values().collect()
     }
 
+    /// Names that there are.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        self.shared.lock().models.clone().unwrap_or_default()
+    }
+
+    /// Whether there is such a name.
+    fn serves(&self, name: &str) -> bool {
+        self.shared.lock().models.as_ref().is_some_and(|models| models.contains(name))
+    }
+
+    /// Every gang there is.
+    pub(crate) fn gangs(&self) -> Vec<GangReport> {
+        self.shared.lock().gangs.values().map(Gang::report).collect()
+    }
+
     /// Gangs by (role, phase), for metrics.
     pub(crate) fn census(&self) -> BTreeMap<(&'static str, &'static str), i64> {
         let state = self.shared.lock();
         let mut census = BTreeMap::new();
         for gang in state.gangs.values() {
-            let role = match gang.live.as_ref().map(|live| live.role) {
-                None => "unknown",
-                Some(Role::Unified) => "unified",
-                Some(Role::Prefill) => "prefill",
-                Some(Role::Decode) => "decode",
-            };
-            let phase = match gang.phase() {
-                Phase::Ready => "ready",
-                Phase::Draining => "draining",
-                Phase::Away => "away",
-            };
-            *census.entry((role, phase)).or_insert(0) += 1;
+            *census.entry((gang.role_word(), gang.phase_word())).or_insert(0) += 1;
         }
         census
     }
@@ -448,6 +456,44 @@ impl Gang {
 
     fn phase(&self) -> Phase {
         self.live.as_ref().map_or(Phase::Away, |live| live.phase)
+    }
+
+    fn role_word(&self) -> &'static str {
+        match self.live.as_ref().map(|live| live.role) {
+            None => "unknown",
+            Some(Role::Unified) => "unified",
+            Some(Role::Prefill) => "prefill",
+            Some(Role::Decode) => "decode",
+        }
+    }
+
+    fn phase_word(&self) -> &'static str {
+        match self.phase() {
+            Phase::Ready => "ready",
+            Phase::Draining => "draining",
+            Phase::Away => "away",
+        }
+    }
+
+    fn report(&self) -> GangReport {
+        let description = self.live.as_ref().map(|live| &live.description);
+        let load = self.live.as_ref().map_or_else(Load::default, |live| live.load);
+        let Load { running, waiting, waiting_prompt_tokens, kv_blocks_used } = load;
+        GangReport {
+            id: description.map(|known| known.gang_id.clone()).unwrap_or_default(),
+            models: self.names.clone(),
+            role: self.role_word().to_owned(),
+            phase: self.phase_word().to_owned(),
+            revision: description.map(|known| known.revision.clone()).unwrap_or_default(),
+            epoch: description.map(|known| known.epoch.to_string()).unwrap_or_default(),
+            ranks: description.map_or(0, |known| known.ranks),
+            kv_blocks: description.map_or(0, |known| known.kv_blocks),
+            kv_blocks_used,
+            running,
+            waiting,
+            waiting_prompt_tokens,
+            max_sequences: description.map_or(0, |known| known.max_sequences),
+        }
     }
 }
 

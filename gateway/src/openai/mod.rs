@@ -35,7 +35,7 @@ use crate::gateway::{Parts, Submitted};
 use crate::http1;
 use crate::observe::{Admitted, Api};
 use crate::task::OwnedTask;
-use crate::{RequestError, request_id};
+use crate::{RequestError, page, request_id};
 
 /// What every handler needs.
 #[derive(Clone)]
@@ -65,6 +65,10 @@ pub(crate) fn open(
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/", get(page::html))
+        .route("/page.css", get(page::style))
+        .route("/page.js", get(page::script))
+        .route("/fleet.json", get(fleet))
         .fallback(async || not_found())
         .method_not_allowed_fallback(async || wrong_method())
         .with_state(door);
@@ -222,9 +226,12 @@ async fn metrics(State(door): State<Door>) -> Response<Body> {
     }
 }
 
+async fn fleet(State(door): State<Door>) -> Response<Body> {
+    door.parts.page.report()
+}
+
 fn not_found() -> Response<Body> {
-    let message =
-        "no such path; there are /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics";
+    let message = "no such path; there are /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, and / for people";
     plain_error(StatusCode::NOT_FOUND, message)
 }
 

@@ -5,11 +5,14 @@
 mod binary;
 mod cancelling;
 mod chat;
+mod chromium;
 mod completions;
 mod golden;
 mod grpc;
 mod kubernetes;
+mod metrics;
 mod overload;
+mod page;
 mod refusals;
 mod routing;
 mod streams;

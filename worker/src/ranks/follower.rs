@@ -81,13 +81,14 @@ impl Follower {
             revision,
             gang_id,
             drain_deadline,
+            metrics: metric_options,
         } = options;
         let gang_id = gang_id.ok_or_else(|| WorkerError::Option {
             option: "--gang-id",
             problem: "is needed where a gang is several processes".to_owned(),
         })?;
         let shutdown = CancellationToken::new();
-        let metrics = Arc::new(Metrics::new()?);
+        let metrics = Arc::new(Metrics::new(metric_options)?);
         let transfers = Arc::<Transfers>::default();
         let (ready, joined) = watch::channel(false);
         let mut tasks = Tasks::default();
@@ -101,7 +102,8 @@ impl Follower {
         let (ranks, model) = task::spawn_blocking(move || backend::load_part(backend, &limits, &part))
             .await
             .map_err(|error| WorkerError::Internal(format!("loading the model: {error}")))??;
-        metrics.kv_blocks(model.kv_blocks);
+        metrics.kv(model.kv_blocks, model.block_tokens);
+        metrics.clipped(model.clipped.clone());
         let (kv_listeners, _, kv_endpoints) = listen_kv(kv, own.len(), advertise.as_deref()).await?;
         let hello = wire::Hello {
             gang_id,
@@ -295,7 +297,8 @@ impl Joining {
             () = self.shutdown.cancelled() => return Ok(SHUTS_DOWN.to_owned()),
         };
         let started = links.map_err(|error| error.to_string()).and_then(|links| {
-            let mesh = Mesh::start(own.clone(), epoch, max_values as usize, links);
+            let metrics = &self.member.metrics;
+            let mesh = Mesh::start(own.clone(), epoch, max_values as usize, links, metrics);
             let mesh = mesh.map_err(|error| error.to_string())?;
             let remote: Arc<dyn Remote> = Arc::<Mesh>::clone(&mesh);
             let local = LocalRank::part(own.clone(), self.member.model.shards.tensor(), Some(remote));

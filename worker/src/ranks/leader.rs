@@ -177,7 +177,8 @@ impl Leader {
         let own = 0..*ranks_per_pod;
         let links = connect_all(listener, &host.gang_id, epoch, &own, members);
         let links = links.await.map_err(|error| error.to_string())?;
-        let mesh = Mesh::start(own.clone(), epoch, max_values, links).map_err(|error| error.to_string())?;
+        let mesh = Mesh::start(own.clone(), epoch, max_values, links, &host.metrics);
+        let mesh = mesh.map_err(|error| error.to_string())?;
         let others = members.len() - 1;
         let mut connected = connected.subscribe();
         // An error is listeners that have ended, and with them the epoch.
@@ -195,7 +196,8 @@ impl Leader {
             running,
             _ended: ending,
         };
-        let engine = start_engine(Box::new(executor), model, *limits).map_err(|error| error.to_string())?;
+        let engine = start_engine(Box::new(executor), model, *limits, &host.metrics);
+        let engine = engine.map_err(|error| error.to_string())?;
         Ok((mesh, engine, ended))
     }
 }

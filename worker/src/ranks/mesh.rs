@@ -14,6 +14,7 @@ use std::time::Duration;
 use herd_engine::{CollectiveError, Columns, Remote};
 
 use super::frame::{HEADER_BYTES, Header, Kind, payload, values};
+use crate::metrics::Metrics;
 
 /// Frames that were read and not taken yet. Processes are one operation apart at most: a process that is ahead has given to
 /// the next operation, and a follower its columns before that.
@@ -40,6 +41,7 @@ pub(super) struct Mesh {
     epoch: u64,
     peers: Vec<Peer>,
     end: Arc<End>,
+    metrics: Arc<Metrics>,
 }
 
 struct Peer {
@@ -85,14 +87,15 @@ impl Mesh {
         epoch: u64,
         max_values: usize,
         links: Vec<Link>,
+        metrics: &Arc<Metrics>,
     ) -> io::Result<Arc<Self>> {
         let streams = links.iter().map(|link| link.stream.try_clone()).collect::<Result<_, _>>()?;
         let end = Arc::new(End { reason: OnceLock::new(), streams });
         let peers = links
             .into_iter()
-            .map(|link| Peer::start(link, epoch, max_values, &end))
+            .map(|link| Peer::start(link, epoch, max_values, &end, metrics))
             .collect::<io::Result<_>>()?;
-        Ok(Arc::new(Self { own, epoch, peers, end }))
+        Ok(Arc::new(Self { own, epoch, peers, end, metrics: Arc::clone(metrics) }))
     }
 
     /// Ends it: what is under way fails here, and in every other process once it sees its connection closed.
@@ -149,6 +152,7 @@ impl Mesh {
             written.map_err(|error| {
                 self.end.because(peer.ranks.start, format!("cannot write to it: {error}"))
             })?;
+            self.metrics.rank_sent(HEADER_BYTES + payload.len());
         }
         Ok(())
     }
@@ -196,16 +200,31 @@ impl Drop for Mesh {
 }
 
 impl Peer {
-    fn start(link: Link, epoch: u64, max_values: usize, end: &Arc<End>) -> io::Result<Self> {
+    fn start(
+        link: Link,
+        epoch: u64,
+        max_values: usize,
+        end: &Arc<End>,
+        metrics: &Arc<Metrics>,
+    ) -> io::Result<Self> {
         let Link { ranks, stream } = link;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(WRITE_DEADLINE))?;
         let (frames, incoming) = sync_channel(FRAMES_AHEAD);
-        let mut reader =
-            Reader { ranks: ranks.clone(), epoch, max_values, stream: stream.try_clone()?, frames };
+        let mut reader = Reader {
+            ranks: ranks.clone(),
+            epoch,
+            max_values,
+            stream: stream.try_clone()?,
+            frames,
+            metrics: Arc::clone(metrics),
+        };
         let (end, number) = (Arc::clone(end), ranks.start);
         let reader = thread::Builder::new().name(format!("from rank {number}")).spawn(move || {
             let reason = reader.run();
+            if end.reason.get().is_none() {
+                reader.metrics.rank_connection_broke();
+            }
             // Before those that wait are told that there is no more.
             end.because(number, reason);
             drop(reader);
@@ -226,6 +245,7 @@ struct Reader {
     max_values: usize,
     stream: TcpStream,
     frames: SyncSender<Frame>,
+    metrics: Arc<Metrics>,
 }
 
 impl Reader {
@@ -266,6 +286,7 @@ impl Reader {
         let mut payload = vec![0; header.payload_bytes()];
         self.stream.read_exact(&mut payload).map_err(lost)?;
         let ranks = values(&header, &payload).map_err(|error| error.to_string())?;
+        self.metrics.rank_received(HEADER_BYTES + payload.len());
         Ok(Frame { kind, ranks })
     }
 }
@@ -277,12 +298,17 @@ pub(super) mod tests {
     use herd_engine::{Collective as _, LocalRank};
 
     use super::*;
+    use crate::metrics::MetricOptions;
 
     /// Both ends of a connection.
     pub(in crate::ranks) fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (near, listener.accept().unwrap().0)
+    }
+
+    fn metrics() -> Arc<Metrics> {
+        Arc::new(Metrics::new(MetricOptions::default()).unwrap())
     }
 
     /// The processes of a gang with these numbers of ranks.
@@ -303,7 +329,7 @@ pub(super) mod tests {
             }
         }
         let starts = ranges.into_iter().zip(links);
-        starts.map(|(own, links)| Mesh::start(own, 5, 1000, links).unwrap()).collect()
+        starts.map(|(own, links)| Mesh::start(own, 5, 1000, links, &metrics()).unwrap()).collect()
     }
 
     /// Runs `each` on every rank, a thread each.
@@ -372,10 +398,29 @@ pub(super) mod tests {
         assert!(meshes[0].take_columns().unwrap().iter().all(|columns| columns.logits.is_empty()));
     }
 
+    #[test]
+    fn a_connection_that_breaks_is_counted_and_one_that_is_ended_here_is_not() {
+        let broken = |end_here: bool| {
+            let (near, far) = pair();
+            let metrics = metrics();
+            let mesh = Mesh::start(0..1, 5, 10, vec![Link { ranks: 1..2, stream: near }], &metrics).unwrap();
+            if end_here {
+                mesh.end("done");
+            } else {
+                far.shutdown(Shutdown::Both).unwrap();
+            }
+            mesh.take_columns().unwrap_err();
+            drop(mesh);
+            metrics.render(None, 0).unwrap().contains("herd_rank_connections_broken_total 1")
+        };
+        assert!(broken(false));
+        assert!(!broken(true));
+    }
+
     /// What the leader's mesh makes of bytes.
     fn reason(bytes: impl FnOnce(&mut TcpStream)) -> String {
         let (near, mut far) = pair();
-        let mesh = Mesh::start(0..1, 5, 10, vec![Link { ranks: 1..2, stream: near }]).unwrap();
+        let mesh = Mesh::start(0..1, 5, 10, vec![Link { ranks: 1..2, stream: near }], &metrics()).unwrap();
         bytes(&mut far);
         mesh.take_columns().unwrap_err().to_string()
     }

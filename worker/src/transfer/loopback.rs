@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::{Outgoing, Receiver, Route, Store, receive, send};
 use crate::WorkerError;
 use crate::lease::Transfers;
-use crate::metrics::Metrics;
+use crate::metrics::{MetricOptions, Metrics};
 use crate::net::{bind, serve_kv};
 
 /// The KV of one prompt, from one rank to one rank.
@@ -30,7 +30,7 @@ impl Loopback {
         let Self { layers, block_tokens, prompt_tokens } = *self;
         let (epoch, heads) = (1, source.heads());
         let fingerprint = "kv1:loopback".to_owned();
-        let metrics = Arc::new(Metrics::new()?);
+        let metrics = Arc::new(Metrics::new(MetricOptions::default())?);
         let transfers = Arc::new(Transfers::default());
         let blocks: Arc<[u32]> = (0..prompt_tokens.div_ceil(block_tokens) as u32).collect();
         let transfer = 1;

@@ -115,6 +115,7 @@ async fn frames(
         let frame = timeout(FRAME_DEADLINE, read_frame(receiver, stream, first[0]));
         let (header, payload) = frame.await.map_err(|_| End::Closed)??;
         fence(receiver, hello, &header)?;
+        let bytes = HEADER_BYTES + payload.len();
         landing.write(receiver.local, &*receiver.store.0, &header, payload).map_err(
             |reject| match reject {
                 // Closed since the frame began.
@@ -122,7 +123,7 @@ async fn frames(
                 other => End::Rejected(other),
             },
         )?;
-        receiver.metrics.frame_received();
+        receiver.metrics.frame_received(bytes);
         accepted += 1;
         let reply = Reply::Accepted(accepted).encode();
         timeout(FRAME_DEADLINE, stream.write_all(&reply)).await.map_err(|_| End::Closed)??;

@@ -170,7 +170,7 @@ async fn connection(
             let (header, payload) = read_frame(route, outgoing, store, sent)?;
             let mut bytes = Buf::chain(&header[..], &payload[..]);
             within(FRAME_DEADLINE, write.write_all_buf(&mut bytes)).await??;
-            metrics.frame_sent();
+            metrics.frame_sent(header.len() + payload.len());
             sent += 1;
             continue;
         }
@@ -252,6 +252,7 @@ mod tests {
 
     use super::super::HELLO_BYTES;
     use super::*;
+    use crate::metrics::MetricOptions;
 
     #[tokio::test]
     async fn a_transfer_that_is_over_is_not_tried_again() {
@@ -274,7 +275,7 @@ mod tests {
         };
         let store = Arc::clone(&FakeModel::new(FakeOptions::default()).kv()[0]);
         let (_computed, progress) = watch::channel(0);
-        let metrics = Metrics::new().unwrap();
+        let metrics = Metrics::new(MetricOptions::default()).unwrap();
         let receiver = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.read_exact(&mut [0; HELLO_BYTES]).await.unwrap();

@@ -1,5 +1,6 @@
 //! Gangs on the fake backend and what a gateway says to them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use herd_engine::{FakeControl, FakeOptions};
@@ -87,25 +88,33 @@ impl Gang {
     }
 
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
-        let mut stream = tokio::net::TcpStream::connect(self.worker.http()).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        get(self.worker.http(), path).await
     }
 
     /// A sample's value, by its name and labels as they are printed.
     pub(crate) async fn metric(&self, sample: &str) -> u64 {
-        let (_, page) = self.get("/metrics").await;
-        let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("{sample} is not in\n{page}")).parse().unwrap()
+        metric(self.worker.http(), sample).await
     }
 
     pub(crate) async fn rejected(&self, reason: &str) -> u64 {
         self.metric(&format!("herd_kv_frames_rejected_total{{reason=\"{reason}\"}}")).await
     }
+}
+
+pub(crate) async fn get(http: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = tokio::net::TcpStream::connect(http).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+pub(crate) async fn metric(http: SocketAddr, sample: &str) -> u64 {
+    let (_, page) = get(http, "/metrics").await;
+    let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{sample} is not in\n{page}")).parse().unwrap()
 }
 
 /// Everything a choice's stream said.

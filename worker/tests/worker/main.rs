@@ -9,6 +9,7 @@ mod descriptors;
 mod drain;
 mod fencing;
 mod gangs;
+mod metrics;
 mod proxy;
 mod ranks;
 mod split;

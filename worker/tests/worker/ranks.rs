@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use herd_metrics::{check_page, worker as metrics};
 use herd_model::Dtype;
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{DecodeRequest, DescribeRequest, WatchRequest};
@@ -10,7 +11,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::cpu::fixture;
-use crate::gangs::{Answer, prompt, request, soon};
+use crate::gangs::{Answer, get, metric, prompt, request, soon};
 
 const BF16: &str = "tiny-llama31-bf16";
 const FP8: &str = "tiny-llama31-fbgemm-fp8";
@@ -178,6 +179,35 @@ async fn a_process_that_is_lost_ends_the_epoch_and_the_next_one_answers_the_same
     }
     epochs.dedup();
     assert_eq!(epochs.len(), 3, "each epoch has a number of its own");
+}
+
+#[tokio::test]
+async fn what_ranks_give_each_other_is_counted_on_every_page() {
+    let shape = Shape { model: FP8, dtype: Dtype::F32, tensor: 2, ranks_per_pod: 1 };
+    let mut gang = shape.start().await;
+    let (leader, follower) = (gang.leader.http(), gang.followers[0].http());
+    answer(&gang.leader, asked(150, 0.0)).await;
+    for http in [leader, follower] {
+        let page = get(http, "/metrics").await.1;
+        assert_eq!(check_page(&page, metrics::METRICS, metrics::ALIASES), [""; 0]);
+    }
+    let sent = metric(leader, "herd_rank_sent_bytes_total").await;
+    // Hidden states of 150 tokens, more than once a layer.
+    assert!(sent > 150 * 64 * 4, "{sent}");
+    // The leader gets columns of logits too.
+    let received = metric(leader, "herd_rank_received_bytes_total").await;
+    assert!(received > sent, "{received} and {sent}");
+    assert_eq!(metric(follower, "herd_rank_received_bytes_total").await, sent);
+    assert_eq!(metric(follower, "herd_rank_sent_bytes_total").await, received);
+    let clipped = metric(leader, "herd_fp8_rows_clipped_total").await;
+    assert_eq!(metric(follower, "herd_fp8_rows_clipped_total").await, clipped);
+    assert_eq!(metric(follower, "herd_steps_total").await, 0, "the leader speaks for the gang");
+
+    assert_eq!(metric(leader, "herd_rank_connections_broken_total").await, 0);
+    let before = metric(leader, "herd_gang_epoch").await;
+    drop(gang.followers.remove(0));
+    soon(async { while metric(leader, "herd_gang_epoch").await == before {} }).await;
+    assert_eq!(metric(leader, "herd_gang_epoch").await, 0, "not whole");
 }
 
 #[tokio::test]

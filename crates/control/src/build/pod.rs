@@ -228,6 +228,7 @@ fn env(input: PodInput<'_>, place: Place) -> Vec<EnvVar> {
         field("HERD_ADVERTISE", "status.podIP".to_owned()),
         value("HERD_GANG_ID", gang.to_owned()),
         value("HERD_REVISION", revision.to_owned()),
+        value("HERD_MODEL_NAME", deployment.to_owned()),
         // The label as it is at each start of the container: a gang that starts anew in place keeps a changed role.
         field("HERD_ROLE", format!("metadata.labels['{}']", labels::ROLE)),
         value("HERD_DRAIN_DEADLINE", drain.to_string()),

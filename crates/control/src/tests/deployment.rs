@@ -339,6 +339,7 @@ fn what_the_autoscaler_said_stays_until_it_says_something_else() {
             deployment,
             pools: &cluster.0.pools,
             refusal: None,
+            unresolved: None,
             name_taken: None,
             model: None,
             scaling,

@@ -12,7 +12,7 @@ use crate::ValidatedDeployment;
 use crate::gang::gangs;
 use crate::plan::{DeploymentPlan, Unresolved};
 use crate::revision::{Defaults, GangTemplate, ModelCache};
-use crate::status::{DeploymentView, deployment_status};
+use crate::status::{DeploymentView, ScalingView, deployment_status};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const LATER: &str = "89abcdef0123456789abcdef0123456789abcdef";
@@ -121,6 +121,7 @@ fn status(cluster: &Cluster, unresolved: Option<&Unresolved>) -> LlamaDeployment
         unresolved,
         name_taken: None,
         model: None,
+        scaling: ScalingView::default(),
         now: Timestamp::UNIX_EPOCH,
     })
 }

@@ -6,6 +6,7 @@ use herd_model::Dtype;
 use super::e4m3;
 use super::isa::Isa;
 use super::packed::{PANEL, Packed};
+use crate::clipped::RowsClipped;
 use crate::collective::{Collective, CollectiveError};
 
 /// How numbers are computed, the same for every linear of a model.
@@ -22,6 +23,8 @@ pub(crate) struct Numerics {
 pub(crate) struct Projection {
     first: Part,
     others: Vec<Part>,
+    /// Counts rows that the bound of FP8 inputs clips.
+    clipped: RowsClipped,
 }
 
 /// Outputs in a row that are stored in one format.
@@ -41,8 +44,8 @@ pub(crate) enum PartFormat {
 
 impl Projection {
     /// All parts have the same number of inputs.
-    pub(crate) fn new(first: Part, others: Vec<Part>) -> Self {
-        Self { first, others }
+    pub(crate) fn new(first: Part, others: Vec<Part>, clipped: RowsClipped) -> Self {
+        Self { first, others, clipped }
     }
 
     /// Weights of the first part.
@@ -89,9 +92,13 @@ impl Projection {
                 }
                 PartFormat::Bf16 | PartFormat::F32 => packed.multiply(isa, x),
                 PartFormat::Fp8 { scales } => {
-                    let Quantized { values, scales: x_scales } = match quantized {
+                    let Quantized { values, scales: x_scales, clipped: _ } = match quantized {
                         Some(ref quantized) => quantized,
-                        None => quantized.insert(quantize(x, inputs, activation_scale_ub, split_by_inputs)?),
+                        None => {
+                            let new = quantize(x, inputs, activation_scale_ub, split_by_inputs)?;
+                            self.clipped.add(new.clipped);
+                            quantized.insert(new)
+                        }
                     };
                     let mut lanes = packed.multiply(isa, values);
                     rescale(&mut lanes, x_scales, scales);
@@ -136,6 +143,8 @@ pub(crate) struct Quantized {
     pub(crate) values: Vec<f32>,
     /// One a row.
     pub(crate) scales: Vec<f32>,
+    /// Rows whose largest magnitude is above the bound.
+    pub(crate) clipped: usize,
 }
 
 fn quantize(
@@ -149,12 +158,13 @@ fn quantize(
     if let Some(group) = split_by_inputs {
         group.all_reduce_max(&mut largest)?;
     }
+    let clipped = largest.iter().filter(|largest| **largest > bound).count();
     let scales: Vec<f32> = largest.into_iter().map(|largest| activation_scale(largest, bound)).collect();
     let mut values = Vec::with_capacity(x.len());
     for (row, scale) in x.chunks_exact(inputs).zip(&scales) {
         values.extend(row.iter().map(|x| e4m3::decode(e4m3::encode(x / scale))));
     }
-    Ok(Quantized { values, scales })
+    Ok(Quantized { values, scales, clipped })
 }
 
 /// Scale of a token whose largest magnitude is `largest`. Source: FBGEMM's `quantize_fp8_per_row`.

@@ -9,6 +9,7 @@ use super::linear::{Part, PartFormat, Projection};
 use super::packed::{Format, Packer};
 use super::rank::{LayerWeights, Weights};
 use crate::checkpoint::{Checkpoint, CheckpointError, Stored, Tensor};
+use crate::clipped::RowsClipped;
 
 /// Formats that are no quantization.
 const PLAIN: [Stored; 3] = [Stored::BF16, Stored::F16, Stored::F32];
@@ -19,6 +20,7 @@ const READ_BYTES: usize = 1 << 20;
 pub(super) struct Loader<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) shard: &'a RankShard,
+    pub(super) clipped: &'a RowsClipped,
 }
 
 /// Outputs and inputs of a weight that a rank holds.
@@ -42,7 +44,7 @@ impl Loader<'_> {
             embedding,
             layers: (0..config.layers).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?,
             norm: self.norm("model.norm.weight")?,
-            head: Projection::new(self.vocabulary(head)?, vec![]),
+            head: Projection::new(self.vocabulary(head)?, vec![], self.clipped.clone()),
         })
     }
 
@@ -94,7 +96,7 @@ impl Loader<'_> {
         let mut alike = slices.chunk_by(|a, b| a.weight.dtype() == b.weight.dtype());
         let first = pack(alike.next().unwrap_or_default())?;
         let others = alike.map(pack).collect::<Result<_, _>>()?;
-        Ok(Projection::new(first, others))
+        Ok(Projection::new(first, others, self.clipped.clone()))
     }
 
     fn linear<'a>(

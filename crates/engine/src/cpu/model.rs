@@ -19,6 +19,7 @@ use super::load::Loader;
 use super::pages::{PageLayout, Pages};
 use super::rank::{Kv, Rank};
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::clipped::RowsClipped;
 use crate::collective::{Collective, LocalRank};
 use crate::{Executor, ExecutorError, KvStore, StepOutput};
 
@@ -140,6 +141,11 @@ impl CpuModel {
     pub fn info(&self) -> &ModelInfo {
         self.ranks.info()
     }
+
+    /// See [`CpuRanks::rows_clipped`].
+    pub fn rows_clipped(&self) -> RowsClipped {
+        self.ranks.rows_clipped()
+    }
 }
 
 impl CpuRanks {
@@ -205,6 +211,11 @@ impl CpuRanks {
         &self.info
     }
 
+    /// Counts on the first rank that is here, over all its starts.
+    pub fn rows_clipped(&self) -> RowsClipped {
+        self.ranks.first().map_or_else(RowsClipped::default, |rank| rank.clipped.clone())
+    }
+
     /// The KV cache of each rank that is here, by rank.
     pub fn kv(&self) -> Vec<Arc<dyn KvStore>> {
         self.ranks.iter().map(|rank| rank.kv_store()).collect()
@@ -236,7 +247,8 @@ impl Rank {
     ) -> Result<Self, CheckpointError> {
         let config = checkpoint.config().clone();
         let shard = shards.ranks()[rank].clone();
-        let weights = Loader { checkpoint, shard: &shard }.weights()?;
+        let clipped = RowsClipped::default();
+        let weights = Loader { checkpoint, shard: &shard, clipped: &clipped }.weights()?;
         let layout = PageLayout {
             blocks: kv_blocks,
             layers: config.layers,
@@ -247,7 +259,7 @@ impl Rank {
             Dtype::F32 => Kv::F32(Arc::new(Pages::new(layout))),
             Dtype::Bf16 => Kv::Bf16(Arc::new(Pages::new(layout))),
         };
-        Ok(Self { config, shard, numerics, weights, kv })
+        Ok(Self { config, shard, numerics, weights, clipped, kv })
     }
 }
 

@@ -11,6 +11,7 @@ use super::linear::{Numerics, Projection};
 use super::packed::Packed;
 use super::pages::{KvElement, Pages};
 use crate::KvStore;
+use crate::clipped::RowsClipped;
 use crate::collective::{Collective, CollectiveError};
 
 /// Weights of one rank.
@@ -60,6 +61,7 @@ pub(crate) struct Rank {
     pub(crate) shard: RankShard,
     pub(crate) numerics: Numerics,
     pub(crate) weights: Weights,
+    pub(crate) clipped: RowsClipped,
     pub(crate) kv: Kv,
 }
 

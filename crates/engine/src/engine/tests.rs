@@ -2,6 +2,7 @@
 
 mod cancel;
 mod failure;
+mod observed;
 mod transfer;
 
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! The fleet of a cluster: the leaders' Services say which names there are, their `EndpointSlice`s which gangs.
 
+mod decisions;
 mod snapshot;
 
 use std::fmt::Debug;
@@ -22,6 +23,7 @@ use tracing::{info, warn};
 
 use super::{Discovery, FleetSnapshot};
 use crate::task::OwnedTask;
+use decisions::Decisions;
 use snapshot::{Found, Problems};
 
 /// The API server ends a watch after so many seconds. One that it did not end is dead a little later and made again.
@@ -36,7 +38,8 @@ const WRITE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct KubernetesFleet {
     found: watch::Receiver<Option<FleetSnapshot>>,
-    _task: OwnedTask,
+    decisions: watch::Receiver<Decisions>,
+    _tasks: [OwnedTask; 2],
 }
 
 /// A cluster that cannot be followed.
@@ -68,13 +71,20 @@ impl KubernetesFleet {
         let services = api(client, namespace);
         let slices = api(client, namespace);
         let (sender, found) = watch::channel(None);
-        Self { found, _task: OwnedTask::spawn(follow(services, slices, sender)) }
+        let (decided, decisions) = watch::channel(Decisions::new());
+        let deciding = decisions::follow(client.clone(), namespace.map(str::to_owned), decided);
+        let tasks = [OwnedTask::spawn(follow(services, slices, sender)), OwnedTask::spawn(deciding)];
+        Self { found, decisions, _tasks: tasks }
     }
 }
 
 impl Discovery for KubernetesFleet {
     fn watch(&self) -> watch::Receiver<Option<FleetSnapshot>> {
         self.found.clone()
+    }
+
+    fn decisions(&self) -> Option<watch::Receiver<Decisions>> {
+        Some(self.decisions.clone())
     }
 }
 

@@ -62,12 +62,14 @@ fn check(model: &str, golden: &str, bound: Option<f32>) {
     let configured = config.quantization.as_ref().map_or(f32::INFINITY, |fp8| fp8.activation_scale_ub);
     let numerics =
         Numerics { isa: Isa::detect(), dtype: Dtype::F32, activation_scale_ub: bound.unwrap_or(configured) };
+    let mut clipped = Vec::new();
     for tensor in [1, 2, 4] {
         let shards = ShardPlan::new(config, tensor).unwrap();
         std::thread::scope(|scope| {
+            let mut ranks = Vec::new();
             for (number, group) in LocalRank::group(tensor).into_iter().enumerate() {
                 let (checkpoint, shards, batch, hidden) = (&checkpoint, &shards, &batch, &hidden);
-                scope.spawn(move || {
+                ranks.push(scope.spawn(move || {
                     let rank = Rank::load(checkpoint, shards, number, numerics, 1).unwrap();
                     let embedded = rank.embed(&batch.tokens, &group).unwrap();
                     assert_eq!(embedded, hidden[0], "embedding at tensor {tensor}");
@@ -81,10 +83,15 @@ fn check(model: &str, golden: &str, bound: Option<f32>) {
                         println!("{model} tensor {tensor} layer {layer}: {error:.1e}");
                         assert!(error <= TOLERANCE, "{model} tensor {tensor} layer {layer}: {error}");
                     }
-                });
+                    rank.clipped.get()
+                }));
             }
+            clipped.extend(ranks.into_iter().map(|rank| rank.join().unwrap()));
         });
     }
+    // Every rank quantizes the same rows, whole or not.
+    assert!(clipped.iter().all(|rows| *rows == clipped[0]), "{model}: {clipped:?}");
+    assert_eq!(clipped[0] > 0, bound.is_some(), "{model}: {clipped:?}");
 }
 
 fn relative_rms(own: &[f32], expected: &[f32]) -> f64 {

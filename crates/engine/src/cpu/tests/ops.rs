@@ -4,6 +4,7 @@ use herd_model::{Dtype, Llama3Scaling, ModelConfig, Rope};
 use herd_scheduler::{LogitRows, SequenceId, StepEntry, StepPlan};
 
 use super::{Golden, largest_difference};
+use crate::clipped::RowsClipped;
 use crate::cpu::batch::Batch;
 use crate::cpu::e4m3;
 use crate::cpu::elementwise::rms_norm;
@@ -56,8 +57,11 @@ fn fp8_linear_has_the_references_scales_codes_and_products() {
         let mut packer = Packer::new(48, 256, Format::E4m3);
         weights.chunks_exact(256).for_each(|row| packer.push(row));
         let format = PartFormat::Fp8 { scales: golden.f32("linear/weight_scale") };
-        let linear = Projection::new(Part { packed: packer.finish(), format }, vec![]);
-        for isa in ISAS() {
+        let clipped = RowsClipped::default();
+        let linear = Projection::new(Part { packed: packer.finish(), format }, vec![], clipped.clone());
+        let above = x.chunks_exact(256).filter(|row| row.iter().any(|x| x.abs() > bound)).count() as u64;
+        assert_eq!(above > 0, rule != "dynamic_per_token", "{rule} clips {above} rows");
+        for (turn, isa) in (1..).zip(ISAS()) {
             let numerics = Numerics { isa, dtype: Dtype::F32, activation_scale_ub: bound };
             let y = linear.forward(numerics, &x, None).unwrap();
             let expected = golden.f32(&format!("linear/{rule}/y"));
@@ -66,6 +70,7 @@ fn fp8_linear_has_the_references_scales_codes_and_products() {
                 let error = largest_difference(y, expected);
                 assert!(error <= 1e-5 * size, "{rule} row {row}: {error} of {size}");
             }
+            assert_eq!(clipped.get(), turn * above, "{rule}");
         }
     }
 }

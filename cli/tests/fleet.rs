@@ -1,0 +1,293 @@
+//! `herd bench` and `herd status`, from outside, against a fleet on the fake backend.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+use herd_engine::{FakeControl, FakeOptions};
+use herd_gateway::{FixedFleet, FleetReport, GangEndpoint, Gateway, GatewayOptions, ReservedPort};
+use herd_worker::{Backend, FakeBackend, Role, Worker, WorkerOptions};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
+
+/// Much longer than anything here takes, also on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("this should have come to an end")
+}
+
+/// A gateway in front of workers that serve `tiny`.
+struct Fleet {
+    gateway: Gateway,
+    _workers: Vec<Worker>,
+    controls: Vec<FakeControl>,
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.controls.iter().for_each(FakeControl::open);
+    }
+}
+
+impl Fleet {
+    async fn start(roles: &[Role]) -> Self {
+        let (mut workers, mut controls) = (Vec::new(), Vec::new());
+        let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31/tiny-llama31-bf16");
+        for &role in roles {
+            let options =
+                FakeOptions { vocab_size: 1024, unlikely: (1015..1024).collect(), ..FakeOptions::default() };
+            let backend = FakeBackend::new(options, 4096).with_bundle(&bundle);
+            controls.push(backend.control());
+            let options = WorkerOptions { role, ..WorkerOptions::loopback(Backend::Fake(Box::new(backend))) };
+            workers.push(Worker::start(options).await.unwrap());
+        }
+        let gang = |worker: &Worker| GangEndpoint {
+            models: vec!["tiny".to_owned()],
+            leader: worker.endpoint().to_string(),
+        };
+        let fleet = Arc::new(FixedFleet::new(workers.iter().map(gang).collect()));
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (http, grpc) = (ReservedPort::reserve(any).unwrap(), ReservedPort::reserve(any).unwrap());
+        let mut options = GatewayOptions::new(fleet, http, grpc);
+        options.ready_within = Some(PATIENCE);
+        Self { gateway: Gateway::start(options).await.unwrap(), _workers: workers, controls }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.gateway.addresses().http)
+    }
+
+    async fn report(&self) -> FleetReport {
+        let mut stream = TcpStream::connect(self.gateway.addresses().http).await.unwrap();
+        stream
+            .write_all(b"GET /fleet.json HTTP/1.1\r\nhost: herd\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+}
+
+fn herd(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_herd"));
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// What it prints, and whether it ended well.
+async fn run(command: &mut Command) -> (bool, String, String) {
+    let output = soon(command.output()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bench_counts_what_it_asked_and_got() {
+    let fleet = Fleet::start(&[Role::Unified]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bench.json");
+    for load in [["--rate", "200"], ["--concurrency", "4"]] {
+        let mut bench = herd(&["bench", "--url", &fleet.url(), "--requests", "20", "--prompt-tokens", "30"]);
+        bench.args(load).args(["--max-tokens", "7", "--json"]).arg(&file);
+        let (well, out, errors) = run(&mut bench).await;
+        assert!(well, "{errors}");
+        assert!(out.contains("20 of 20 requests answered"), "{out}");
+        let json: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        assert_eq!(json["setup"]["model"], "tiny");
+        assert_eq!(json["requests"], json!({"sent": 20, "answered": 20, "errors": {}}));
+        assert_eq!(json["tokens"], json!({"prompt": 20 * 30, "output": 20 * 7}));
+        for (times, at_least) in [
+            ("time_to_first_token_seconds", 20),
+            ("request_seconds", 20),
+            ("time_per_output_token_seconds", 20),
+            ("inter_token_latency_seconds", 1),
+        ] {
+            let times = &json[times];
+            assert!(times["count"].as_u64() >= Some(at_least), "{json}");
+            assert!(
+                times["p50"].as_f64() > Some(0.0) && times["p50"].as_f64() <= times["p99"].as_f64(),
+                "{json}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arrivals_of_an_open_loop_do_not_wait_for_answers() {
+    let fleet = Fleet::start(&[Role::Unified]).await;
+    fleet.controls[0].close();
+    let url = fleet.url();
+    let mut bench = herd(&["bench", "--url", &url, "--model", "tiny", "--rate", "200", "--requests", "40"]);
+    bench.args(["--prompt-tokens", "5", "--max-tokens", "3"]);
+    let arrive = async {
+        // Nothing is answered, and all are there.
+        soon(async { while fleet.report().await.in_flight < 40 {} }).await;
+        fleet.controls[0].open();
+    };
+    let ((well, out, errors), ()) = tokio::join!(run(&mut bench), arrive);
+    assert!(well && out.contains("40 of 40 requests answered"), "{out}{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_loop_has_so_many_requests_and_no_more() {
+    let fleet = Fleet::start(&[Role::Unified]).await;
+    fleet.controls[0].close();
+    let url = fleet.url();
+    let mut bench = herd(&["bench", "--url", &url, "--concurrency", "3", "--requests", "9"]);
+    bench.args(["--prompt-tokens", "5", "--max-tokens", "3"]);
+    let watch = async {
+        soon(async { while fleet.report().await.in_flight < 3 {} }).await;
+        // A step later there are no more: who waits for room has not been sent.
+        fleet.controls[0].pass().await;
+        assert_eq!(fleet.report().await.in_flight, 3);
+        fleet.controls[0].open();
+    };
+    let ((well, out, errors), ()) = tokio::join!(run(&mut bench), watch);
+    assert!(well && out.contains("9 of 9 requests answered"), "{out}{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_are_counted_by_kind() {
+    let fleet = Fleet::start(&[Role::Unified]).await;
+    let bench = ["bench", "--url", &fleet.url(), "--model", "none", "--rate", "500", "--requests", "4"];
+    let (well, out, errors) = run(&mut herd(&bench)).await;
+    assert!(!well && errors.contains("no request was answered"), "{errors}");
+    assert!(out.contains("0 of 4 requests answered") && out.contains("  4 x status 404\n"), "{out}");
+    let nobody = ["bench", "--url", "http://127.0.0.1:1", "--model", "m", "--rate", "500", "--requests", "2"];
+    let (_, out, _) = run(&mut herd(&nobody)).await;
+    assert!(out.contains("  2 x no connection\n"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_of_a_gateway_alone() {
+    let fleet = Fleet::start(&[Role::Prefill, Role::Decode]).await;
+    let (well, out, errors) = run(&mut herd(&["status", "--url", &fleet.url()])).await;
+    assert!(well, "{errors}");
+    assert!(out.starts_with("tiny   decode 1/1, prefill 1/1\n"), "{out}");
+    let (_, json, _) = run(&mut herd(&["status", "tiny", "--url", &fleet.url(), "-o", "json"])).await;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["deployments"][0]["pools"][1]["gangs"][0]["load"]["kv_blocks"], 64);
+}
+
+/// As much of an API server as is asked.
+#[derive(Clone)]
+struct Api {
+    /// None: the gateway is away.
+    report: Option<FleetReport>,
+}
+
+async fn answer(State(api): State<Api>, uri: Uri) -> (StatusCode, axum::Json<Value>) {
+    let deployment = json!({
+        "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaDeployment",
+        "metadata": {"name": "tiny", "namespace": "models"},
+        "spec": {"model": {"source": "oci://x/y:1"}},
+        "status": {"lastScale": {"time": "2026-11-25T10:00:00Z", "decode": 1, "prefill": 1, "reason": "quiet"}},
+    });
+    let pool = |role: &str, gang: &str| {
+        json!({
+            "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaPool",
+            "metadata": {"name": format!("tiny-{role}"), "namespace": "models"},
+            "spec": {"deploymentRef": {"name": "tiny"}, "role": role, "replicas": 1},
+            "status": {"gangs": [{"id": gang, "revision": "r1", "phase": "Ready"}]},
+        })
+    };
+    let id = |role: &str| {
+        let gangs = api.report.iter().flat_map(|report| &report.gangs);
+        gangs.clone().find(|gang| gang.role == role).map_or("gang", |gang| gang.id.as_str())
+    };
+    let list = |kind: &str, items: Value| {
+        let list = json!({"apiVersion": "herd.dev/v1alpha1", "kind": kind, "metadata": {}, "items": items});
+        (StatusCode::OK, axum::Json(list))
+    };
+    match (uri.path(), &api.report) {
+        ("/apis/herd.dev/v1alpha1/namespaces/models/llamadeployments", _) => {
+            list("LlamaDeploymentList", json!([deployment]))
+        }
+        ("/apis/herd.dev/v1alpha1/namespaces/models/llamapools", _) => {
+            let pools = json!([pool("decode", id("decode")), pool("prefill", id("prefill"))]);
+            list("LlamaPoolList", pools)
+        }
+        ("/api/v1/namespaces/herd-system/services/http:herd-gateway:http/proxy/fleet.json", Some(report)) => {
+            (StatusCode::OK, axum::Json(serde_json::to_value(report).unwrap()))
+        }
+        (path, _) => {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": format!("no endpoints available for {path}"), "reason": "ServiceUnavailable", "code": 503});
+            (StatusCode::SERVICE_UNAVAILABLE, axum::Json(status))
+        }
+    }
+}
+
+/// The kubeconfig of an API server that says this.
+async fn api_server(folder: &Path, api: Api) -> std::path::PathBuf {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = Router::new().fallback(answer).with_state(api);
+    tokio::spawn(async move {
+        // As little of a server as is needed: a request a connection.
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = hyper_util::service::TowerToHyperService::new(router.clone());
+            let io = hyper_util::rt::TokioIo::new(stream);
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
+        }
+    });
+    let kubeconfig = folder.join("kubeconfig");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+         clusters: [{{name: c, cluster: {{server: 'http://{address}'}}}}]\n\
+         contexts: [{{name: c, context: {{cluster: c, user: u, namespace: models}}}}]\n\
+         users: [{{name: u, user: {{}}}}]\n"
+    );
+    std::fs::write(&kubeconfig, text).unwrap();
+    kubeconfig
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_of_a_cluster_with_and_without_its_gateway() {
+    let fleet = Fleet::start(&[Role::Prefill, Role::Decode]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let report = Some(fleet.report().await);
+    let kubeconfig = api_server(folder.path(), Api { report }).await;
+    // As a plugin of kubectl it is the same.
+    let plugin = folder.path().join("kubectl-herd");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_herd"), &plugin).unwrap();
+    for program in [Path::new(env!("CARGO_BIN_EXE_herd")), &plugin] {
+        let mut status = Command::new(program);
+        status.arg("status").env("KUBECONFIG", &kubeconfig).kill_on_drop(true);
+        let (well, out, errors) = run(&mut status).await;
+        assert!(well, "{errors}");
+        assert!(out.starts_with("models/tiny   decode 1/1, prefill 1/1\n"), "{out}");
+        assert!(out.contains("  scaled 2026-11-25T10:00:00Z: prefill 1, decode 1: quiet\n"), "{out}");
+        assert_eq!(out.matches("  0 %  ").count(), 2, "each gang has its load: {out}");
+    }
+    let mut help = Command::new(&plugin);
+    let (_, out, _) = run(help.args(["status", "--help"])).await;
+    assert!(out.contains("Usage: kubectl herd status"), "{out}");
+
+    let kubeconfig = api_server(folder.path(), Api { report: None }).await;
+    let mut status = herd(&["status", "-o", "json"]);
+    let (well, out, errors) = run(status.env("KUBECONFIG", &kubeconfig)).await;
+    assert!(well, "{errors}");
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert!(json["problem"].as_str().unwrap().contains("the gateway does not answer"), "{json}");
+    assert_eq!(json["deployments"][0]["pools"][0]["gangs"][0]["phase"], "Ready");
+    let mut missing = herd(&["status", "other"]);
+    let (well, _, errors) = run(missing.env("KUBECONFIG", &kubeconfig)).await;
+    assert!(!well && errors.contains("there is no LlamaDeployment other"), "{errors}");
+}

@@ -6,6 +6,7 @@ mod clients;
 mod deletion;
 mod gangs;
 mod objects;
+mod observed;
 mod operator;
 mod rights;
 mod scaling;

@@ -17,6 +17,7 @@ mod hub;
 mod losses;
 mod monitoring;
 mod objects;
+mod observed;
 mod operator;
 mod rights;
 mod scaling;

@@ -81,11 +81,11 @@ function decision(scale) {
 
 function section(model, gangs) {
   const numbers = [
-    ['Time to first token, p50 / p99', quantiles(model.time_to_first_token)],
-    ['Between tokens, p50 / p99', quantiles(model.inter_token_latency)],
-    ['Answers a second', number(model.requests_per_second)],
-    ['Tokens a second', number(model.output_tokens_per_second)],
-    ['Waiting for a gang', number(model.waiting_for_gang)],
+    ['Time to first token\np50 / p99', quantiles(model.time_to_first_token)],
+    ['Between tokens\np50 / p99', quantiles(model.inter_token_latency)],
+    ['Answers\na second', number(model.requests_per_second)],
+    ['Tokens\na second', number(model.output_tokens_per_second)],
+    ['Requests waiting\nfor a gang', number(model.waiting_for_gang)],
   ];
   const list = make('dl', { class: 'numbers' },
     ...numbers.map(([name, value]) => make('div', {}, make('dt', {}, name), make('dd', {}, value))));

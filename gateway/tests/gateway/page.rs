@@ -180,17 +180,15 @@ async fn pictures_of_the_page() {
         // Decode gangs are held in their steps, so that the picture shows something at work.
         fleet.controls[2..].iter().for_each(herd_engine::FakeControl::close);
         let shoot = async {
-            let running =
-                async || report(&fleet.running).await.gangs.iter().map(|gang| gang.running).sum::<u32>();
-            let more = async {
-                // A step lets those in that came during the one before.
-                while running().await < 7 {
+            // A step lets those in that came during the one before.
+            let some_steps = async {
+                for _ in 0..12 {
                     for control in &fleet.controls[2..] {
                         control.pass().await;
                     }
                 }
             };
-            soon(more).await;
+            soon(some_steps).await;
             take(&chromium, &fleet.running, &folder, "fleet", picture).await;
             fleet.controls.iter().for_each(herd_engine::FakeControl::open);
         };

@@ -111,14 +111,9 @@ async fn a_bench_counts_what_it_asked_and_got() {
         assert_eq!(json["setup"]["model"], "tiny");
         assert_eq!(json["requests"], json!({"sent": 20, "answered": 20, "errors": {}}));
         assert_eq!(json["tokens"], json!({"prompt": 20 * 30, "output": 20 * 7}));
-        for (times, at_least) in [
-            ("time_to_first_token_seconds", 20),
-            ("request_seconds", 20),
-            ("time_per_output_token_seconds", 20),
-            ("inter_token_latency_seconds", 1),
-        ] {
+        for times in ["time_to_first_token_seconds", "request_seconds", "time_per_output_token_seconds"] {
             let times = &json[times];
-            assert!(times["count"].as_u64() >= Some(at_least), "{json}");
+            assert_eq!(times["count"], 20, "{json}");
             assert!(
                 times["p50"].as_f64() > Some(0.0) && times["p50"].as_f64() <= times["p99"].as_f64(),
                 "{json}"

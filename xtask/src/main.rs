@@ -16,6 +16,7 @@ mod install;
 mod kubectl;
 mod machine;
 mod models;
+mod oci;
 mod paths;
 mod progress;
 mod prometheus;
@@ -115,7 +116,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Images => {
-            let images = images::make(&paths, &herd_cluster::HerdCluster::build(&paths)?)?;
+            let images = images::make(&paths, &[models::BF16, models::FP8])?;
             for image in images.all() {
                 println!("{:<48} {}", image.reference, image.layout.display());
             }

@@ -17,6 +17,7 @@ mod kubectl;
 mod machine;
 mod models;
 mod oci;
+mod own;
 mod paths;
 mod progress;
 mod prometheus;
@@ -48,12 +49,24 @@ enum Command {
         /// Name of the cluster
         #[arg(long, default_value = up::DEFAULT)]
         name: String,
+        /// Use the cluster of this context of the kubeconfig instead: no root, but kubectl, helm and a registry
+        #[arg(long, conflicts_with = "name", requires = "registry")]
+        context: Option<String>,
+        /// With --context: where images are pushed to, and nodes pull them from: HOST[:PORT]/PATH
+        #[arg(long, requires = "context")]
+        registry: Option<String>,
+        /// The registry has no TLS
+        #[arg(long, requires = "registry")]
+        insecure_registry: bool,
     },
     /// Remove what `up` made
     Down {
         /// Name of the cluster
         #[arg(long, default_value = up::DEFAULT)]
         name: String,
+        /// Remove Herd from the cluster of this context of the kubeconfig instead; what was pushed stays
+        #[arg(long, conflicts_with = "name")]
+        context: Option<String>,
     },
     /// Check everything; the last line says how many checks passed and failed
     Test {
@@ -93,12 +106,21 @@ fn main() -> anyhow::Result<ExitCode> {
         target::take(&paths)?;
     }
     match command {
-        Command::Up { name } => {
-            up::up(&paths, &name)?;
+        Command::Up { name, context, registry, insecure_registry } => {
+            match context.zip(registry) {
+                Some((context, registry)) => {
+                    let registry = oci::Registry::parse(&registry, insecure_registry)?;
+                    own::up(&paths, &context, &registry)?;
+                }
+                None => up::up(&paths, &name)?,
+            }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Down { name } => {
-            up::down(&paths, &name)?;
+        Command::Down { name, context } => {
+            match context {
+                Some(context) => own::down(&context)?,
+                None => up::down(&paths, &name)?,
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::E2e { keep, filter } => Ok(e2e::run_alone(&paths, keep, filter.as_deref())),

@@ -28,7 +28,8 @@ pub(crate) fn collect(kubectl: &Kubectl, namespaces: &[&str]) -> String {
         add(&mut text, kubectl, &["get", OBJECTS, scope, "-o", "wide"]);
         add(&mut text, kubectl, &["get", "llamadeployments.herd.dev", scope, conditions]);
         add(&mut text, kubectl, &["get", "events", scope, "--sort-by=.metadata.creationTimestamp"]);
-        workers.extend(pods(&kubectl.json(&["get", "pods", scope, "-l", "herd.dev/gang"]).unwrap_or_default()));
+        workers
+            .extend(pods(&kubectl.json(&["get", "pods", scope, "-l", "herd.dev/gang"]).unwrap_or_default()));
     }
     for deployment in ["deployment/herd-operator", "deployment/herd-gateway"] {
         add(&mut text, kubectl, &["-n", NAMESPACE, "logs", deployment, "--tail=40"]);

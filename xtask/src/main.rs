@@ -18,6 +18,7 @@ mod machine;
 mod models;
 mod oci;
 mod own;
+mod own_test;
 mod paths;
 mod progress;
 mod prometheus;
@@ -79,6 +80,9 @@ enum Command {
         /// Leave the cluster up, and use the one that an earlier run left
         #[arg(long)]
         keep: bool,
+        /// Only the test of `up --context`
+        #[arg(long, conflicts_with_all = ["keep", "filter"])]
+        own: bool,
         /// Only tests with this in their name
         filter: Option<String>,
     },
@@ -123,7 +127,8 @@ fn main() -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::E2e { keep, filter } => Ok(e2e::run_alone(&paths, keep, filter.as_deref())),
+        Command::E2e { own: true, .. } => Ok(own_test::run_alone(&paths)),
+        Command::E2e { keep, own: false, filter } => Ok(e2e::run_alone(&paths, keep, filter.as_deref())),
         Command::Test { fast } => Ok(test::run(&paths, fast)),
         Command::Lint => Ok(test::lint(&paths)),
         Command::Fmt => test::fmt(&paths),

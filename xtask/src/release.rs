@@ -39,7 +39,10 @@ pub(crate) struct Helm {
 #[derive(Debug, Clone)]
 enum Cluster {
     /// What helm caches is removed with it.
-    Local { kubeconfig: PathBuf, home: PathBuf },
+    Local {
+        kubeconfig: PathBuf,
+        home: PathBuf,
+    },
     Context(String),
 }
 

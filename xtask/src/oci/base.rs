@@ -27,10 +27,7 @@ const DROPS: [&str; 8] = [
 ];
 
 const FILES: [(&str, &str); 3] = [
-    (
-        "etc/passwd",
-        "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n",
-    ),
+    ("etc/passwd", "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n"),
     ("etc/group", "root:x:0:\nnonroot:x:65532:\n"),
     ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
 ];
@@ -94,7 +91,8 @@ fn complete(root: &Path) -> Result<()> {
     let folder = root.join(CERTIFICATES);
     let error = || format!("read {}", folder.display());
     let entries = fs::read_dir(&folder).with_context(error)?.collect::<std::io::Result<Vec<_>>>();
-    let mut certificates: Vec<PathBuf> = entries.with_context(error)?.iter().map(fs::DirEntry::path).collect();
+    let mut certificates: Vec<PathBuf> =
+        entries.with_context(error)?.iter().map(fs::DirEntry::path).collect();
     certificates.sort();
     let mut bundle = Vec::new();
     for certificate in certificates {

@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn a_bearer_challenge_names_where_tokens_are() {
-        let header = r#"Bearer realm="https://auth.example/token?a=b",service="r, x",scope="repository:a:pull,push""#;
+        let header =
+            r#"Bearer realm="https://auth.example/token?a=b",service="r, x",scope="repository:a:pull,push""#;
         let bearer = Challenge::Bearer {
             realm: "https://auth.example/token?a=b".to_owned(),
             service: Some("r, x".to_owned()),

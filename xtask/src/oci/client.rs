@@ -269,7 +269,10 @@ impl Client {
         match answer.status {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.credentials.is_none() => {
-                return Err(Failure::Login { request: answer.request, host: self.registry.host().to_owned() });
+                return Err(Failure::Login {
+                    request: answer.request,
+                    host: self.registry.host().to_owned(),
+                });
             }
             _ => return Err(answer.failure()),
         }

@@ -24,7 +24,10 @@ const TOKEN_USER: &str = "<token>";
 /// A user's secret, which is shown nowhere.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Credentials {
-    Password { user: String, password: String },
+    Password {
+        user: String,
+        password: String,
+    },
     /// Exchanged for tokens of an hour.
     Identity(String),
 }
@@ -80,8 +83,10 @@ impl Credentials {
 
 /// Names that a host's entries are under.
 fn keys(host: &str) -> Vec<String> {
-    let mut keys: Vec<String> =
-        ["", "/v1/", "/v2/"].iter().flat_map(|end| [format!("{host}{end}"), format!("https://{host}{end}")]).collect();
+    let mut keys: Vec<String> = ["", "/v1/", "/v2/"]
+        .iter()
+        .flat_map(|end| [format!("{host}{end}"), format!("https://{host}{end}")])
+        .collect();
     keys.push(format!("http://{host}"));
     if host == "docker.io" {
         keys.push("https://index.docker.io/v1/".to_owned());
@@ -100,8 +105,9 @@ fn stored(config: &Value, host: &str) -> Result<Option<Credentials>> {
         let decoded = STANDARD.decode(auth).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         // Docker pads with zeros.
         let decoded = decoded.as_deref().map(|text| text.trim_end_matches('\0'));
-        let (user, password) =
-            decoded.and_then(|text| text.split_once(':')).context("\"auth\" is not user:password in base64")?;
+        let (user, password) = decoded
+            .and_then(|text| text.split_once(':'))
+            .context("\"auth\" is not user:password in base64")?;
         return Ok(Some(Credentials::new(user, password)));
     }
     Ok(text("username").zip(text("password")).map(|(user, password)| Credentials::new(user, password)))
@@ -161,7 +167,10 @@ mod tests {
     #[test]
     fn tokens_are_not_passwords() {
         let identity = Some(Credentials::Identity("t".to_owned()));
-        assert_eq!(stored(&json!({"auths": {"r": {"auth": "", "identitytoken": "t"}}}), "r").unwrap(), identity);
+        assert_eq!(
+            stored(&json!({"auths": {"r": {"auth": "", "identitytoken": "t"}}}), "r").unwrap(),
+            identity
+        );
         assert_eq!(Some(Credentials::new("<token>", "t")), identity);
         assert_eq!(identity.unwrap().basic(), None);
     }
@@ -177,7 +186,8 @@ mod tests {
 
     #[test]
     fn helpers_are_asked_for_hosts_that_are_theirs() {
-        let config = json!({"credHelpers": {"r": "ecr-login"}, "credsStore": "desktop", "auths": {"https://s": {}}});
+        let config =
+            json!({"credHelpers": {"r": "ecr-login"}, "credsStore": "desktop", "auths": {"https://s": {}}});
         assert_eq!(helper(&config, "r"), Some(("ecr-login".to_owned(), "r".to_owned())));
         assert_eq!(helper(&config, "s"), Some(("desktop".to_owned(), "https://s".to_owned())));
         assert_eq!(helper(&config, "t"), None);

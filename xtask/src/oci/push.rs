@@ -36,7 +36,12 @@ pub(crate) enum Pushed {
 }
 
 /// Sends what the registry does not have; `at` is told how far it is.
-pub(crate) fn push(client: &Client, layout: &Layout, target: &Target<'_>, at: &dyn Fn(&str)) -> Result<Pushed> {
+pub(crate) fn push(
+    client: &Client,
+    layout: &Layout,
+    target: &Target<'_>,
+    at: &dyn Fn(&str),
+) -> Result<Pushed> {
     let push = Push { client, layout, target, scopes: scopes(target), at, pause: PAUSE };
     push.image()
 }
@@ -118,7 +123,8 @@ impl<'a> Push<'a> {
 
     /// Sends a blob that is not there; how many bytes that took.
     fn blob(&self, blob: &Blob, what: &str) -> Result<u64, Failure> {
-        let head = self.send(Method::HEAD, self.url(&format!("blobs/{}", blob.digest)), &[], Content::Nothing)?;
+        let head =
+            self.send(Method::HEAD, self.url(&format!("blobs/{}", blob.digest)), &[], Content::Nothing)?;
         match head.status {
             StatusCode::OK => return Ok(0),
             StatusCode::NOT_FOUND => {}
@@ -145,7 +151,8 @@ impl<'a> Push<'a> {
     }
 
     fn manifest(&self, manifest: &Blob) -> Result<u64, Failure> {
-        let path = self.layout.path(&manifest.digest).map_err(|error| Failure::Answer(format!("{error:#}")))?;
+        let path =
+            self.layout.path(&manifest.digest).map_err(|error| Failure::Answer(format!("{error:#}")))?;
         let content = Content::File(&path, manifest.size, &|_| ());
         let url = self.url(&format!("manifests/{}", self.target.tag));
         let put = self.send(Method::PUT, url, &[("content-type", &manifest.media_type)], content)?;

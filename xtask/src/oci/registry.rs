@@ -16,11 +16,13 @@ impl Registry {
         let (host, path) = text.split_once('/').unwrap_or((text, ""));
         let path = path.trim_end_matches('/');
         ensure!(
-            !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte)),
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte)),
             "registry {text:?}: want HOST[:PORT]/PATH, without a scheme"
         );
         let valid = |part: &str| {
-            let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+            let allowed =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
             let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
             let bytes = part.as_bytes();
             bytes.iter().copied().all(allowed) && ends(bytes.first()) && ends(bytes.last())
@@ -107,7 +109,9 @@ mod tests {
 
     #[test]
     fn what_is_no_registry_is_refused() {
-        for wrong in ["", "/x", "https://r.example/x", "r.example/Team", "r.example/a//b", "r.example/a:1", "r e/x"] {
+        for wrong in
+            ["", "/x", "https://r.example/x", "r.example/Team", "r.example/a//b", "r.example/a:1", "r e/x"]
+        {
             assert!(Registry::parse(wrong, false).is_err(), "{wrong}");
         }
     }

@@ -63,7 +63,8 @@ impl Cluster {
             names.join(", ")
         );
         let config = kubectl.json(&["config", "view", "--minify"])?;
-        let server = config["clusters"][0]["cluster"]["server"].as_str().context("the context has no server")?;
+        let server =
+            config["clusters"][0]["cluster"]["server"].as_str().context("the context has no server")?;
         let namespace = config["contexts"][0]["context"]["namespace"].as_str().unwrap_or("default");
         let versions = kubectl
             .json(&["version", TIMEOUT])
@@ -101,14 +102,17 @@ pub(crate) fn serves(kubectl: &Kubectl, cluster: &Cluster) -> Result<Vec<String>
         "{cluster} has no image volumes, which carry the model: Kubernetes 1.{IMAGE_VOLUMES} was the first to have them"
     );
     let mut warnings = Vec::new();
-    let probe = kubectl.text_of(&["create", "--dry-run=server", "-o", "json", TIMEOUT, "-f", "-"], &probe().to_string());
+    let probe = kubectl
+        .text_of(&["create", "--dry-run=server", "-o", "json", TIMEOUT, "-f", "-"], &probe().to_string());
     match image_volumes(probe) {
         Ok(()) => {}
         Err(Obstacle::Off) => bail!(
             "{cluster}: image volumes, which carry the model, are off: the feature gate ImageVolume of the API server and \
              of the kubelets switches them on"
         ),
-        Err(Obstacle::Unknown(why)) => warnings.push(format!("cannot tell whether there are image volumes: {why:#}")),
+        Err(Obstacle::Unknown(why)) => {
+            warnings.push(format!("cannot tell whether there are image volumes: {why:#}"))
+        }
     }
     match kubectl.json(&["get", "nodes", TIMEOUT]) {
         Ok(nodes) => warnings.extend(architecture(&nodes, oci::architecture())?),
@@ -148,7 +152,9 @@ fn probe() -> Value {
 fn image_volumes(probe: Result<String>) -> Result<(), Obstacle> {
     let pod = match probe {
         Ok(pod) => pod,
-        Err(error) if format!("{error:#}").contains("must specify a volume type") => return Err(Obstacle::Off),
+        Err(error) if format!("{error:#}").contains("must specify a volume type") => {
+            return Err(Obstacle::Off);
+        }
         Err(error) => return Err(Obstacle::Unknown(error)),
     };
     let pod: Value = serde_json::from_str(&pod).map_err(|error| Obstacle::Unknown(anyhow!(error)))?;
@@ -162,9 +168,17 @@ fn architecture(nodes: &Value, own: &str) -> Result<Option<String>> {
     let nodes: Vec<&Value> = nodes["items"].as_array().into_iter().flatten().collect();
     let of = |node: &&Value| node["status"]["nodeInfo"]["architecture"] == own;
     let fit = nodes.iter().filter(|node| of(node)).count();
-    ensure!(fit > 0 || nodes.is_empty(), "none of the {} nodes is {own}, as the programs built here", nodes.len());
+    ensure!(
+        fit > 0 || nodes.is_empty(),
+        "none of the {} nodes is {own}, as the programs built here",
+        nodes.len()
+    );
     Ok((fit < nodes.len()).then(|| {
-        format!("{} of {} nodes are not {own}: pods that land there do not start", nodes.len() - fit, nodes.len())
+        format!(
+            "{} of {} nodes are not {own}: pods that land there do not start",
+            nodes.len() - fit,
+            nodes.len()
+        )
     }))
 }
 
@@ -182,9 +196,7 @@ mod tests {
 
     #[test]
     fn a_version_may_have_a_vendors_plus() {
-        let of = |minor: &str| {
-            json!({"serverVersion": {"major": "1", "minor": minor, "gitVersion": "v1.35.1-gke.1"}, "clientVersion": {}})
-        };
+        let of = |minor: &str| json!({"serverVersion": {"major": "1", "minor": minor, "gitVersion": "v1.35.1-gke.1"}, "clientVersion": {}});
         assert_eq!(server_version(&of("35+")), Some(("v1.35.1-gke.1".to_owned(), 35)));
         assert_eq!(server_version(&of("35")).map(|version| version.1), Some(35));
         assert_eq!(server_version(&json!({"clientVersion": {}})), None);

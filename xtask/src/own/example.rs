@@ -14,11 +14,15 @@ use crate::up;
 pub(crate) fn apply(paths: &Paths, kubectl: &Kubectl, namespace: &str, model: &Image) -> Result<String> {
     let get = ["get", "llamadeployments.herd.dev", up::MODEL, "--ignore-not-found", "-o", "name"];
     let (key, value) = MADE_BY;
-    let label = ["-o", &format!("jsonpath={{.metadata.labels.{}}}", key.replace('.', "\\."))].map(str::to_owned);
+    let label =
+        ["-o", &format!("jsonpath={{.metadata.labels.{}}}", key.replace('.', "\\."))].map(str::to_owned);
     if !kubectl.text(&get)?.is_empty() {
         let found = kubectl.text(&[&get[..4], &label.each_ref().map(String::as_str)].concat())?;
         if found != value {
-            bail!("there is a LlamaDeployment {} in namespace {namespace} already, which this has not made", up::MODEL);
+            bail!(
+                "there is a LlamaDeployment {} in namespace {namespace} already, which this has not made",
+                up::MODEL
+            );
         }
     }
     let path = paths.root.join(up::EXAMPLE);

@@ -23,7 +23,8 @@ impl Forward {
     pub(crate) fn start(kubectl: &Kubectl) -> Result<Self> {
         // Ports of this machine that are free.
         let (http, grpc) = (format!(":{HTTP}"), format!(":{GRPC}"));
-        let arguments = ["-n", NAMESPACE, "port-forward", "--address=127.0.0.1", "service/herd-gateway", &http, &grpc];
+        let arguments =
+            ["-n", NAMESPACE, "port-forward", "--address=127.0.0.1", "service/herd-gateway", &http, &grpc];
         let mut lines = Stream::start(kubectl.command(&arguments), WITHIN, stream::lines)?;
         let mut next = || loop {
             let line = lines.next().context("kubectl port-forward said nothing")?;

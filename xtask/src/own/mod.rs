@@ -80,7 +80,9 @@ pub(crate) fn down(context: &str) -> Result<()> {
     checks::programs()?;
     let (kubectl, helm) = (Kubectl::of_context(context), Helm::of_context(context));
     let cluster = Cluster::look(&kubectl, context)?;
-    println!("removes from {cluster}: the example, the chart herd in namespace {NAMESPACE}, the custom resources");
+    println!(
+        "removes from {cluster}: the example, the chart herd in namespace {NAMESPACE}, the custom resources"
+    );
     for kept in removal::remove(&kubectl, &helm)? {
         println!("kept: {kept}");
     }
@@ -107,7 +109,8 @@ fn pushed(images: &Images, registry: &Registry) -> Result<Images> {
     for image in images.all() {
         let step = format!("push {}", image.name);
         let repository = registry.repository(&image.name);
-        let pushed = progress::step(&step, |activity| push(&client, image, &repository, beside.as_deref(), activity));
+        let pushed =
+            progress::step(&step, |activity| push(&client, image, &repository, beside.as_deref(), activity));
         pushed?;
         // The programs' base layer is the same.
         beside = Some(repository);

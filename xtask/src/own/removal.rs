@@ -27,7 +27,8 @@ pub(crate) fn remove(kubectl: &Kubectl, helm: &Helm) -> Result<Vec<String>> {
     let definitions = definitions(kubectl)?;
     let others = if definitions.iter().any(|definition| definition["metadata"]["name"] == DEPLOYMENTS) {
         progress::step("example", |_| Ok(((), deployments(kubectl)?)))?;
-        let left = kubectl.text(&["get", DEPLOYMENTS, "--all-namespaces", "--no-headers", "--ignore-not-found"])?;
+        let left =
+            kubectl.text(&["get", DEPLOYMENTS, "--all-namespaces", "--no-headers", "--ignore-not-found"])?;
         left.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join("/")).collect()
     } else {
         Vec::new()
@@ -36,7 +37,8 @@ pub(crate) fn remove(kubectl: &Kubectl, helm: &Helm) -> Result<Vec<String>> {
         let removed = release::uninstall(helm)?;
         Ok(((), if removed { "removed" } else { "not there" }.to_owned()))
     })?;
-    let (own, foreign): (Vec<_>, Vec<_>) = definitions.iter().partition(|definition| is_of_the_release(definition));
+    let (own, foreign): (Vec<_>, Vec<_>) =
+        definitions.iter().partition(|definition| is_of_the_release(definition));
     kept.extend(foreign.iter().map(|other| format!("{}, which another release has", name(other))));
     if others.is_empty() {
         progress::step("custom resources", |_| {
@@ -57,7 +59,8 @@ pub(crate) fn remove(kubectl: &Kubectl, helm: &Helm) -> Result<Vec<String>> {
 fn definitions(kubectl: &Kubectl) -> Result<Vec<Value>> {
     let mut found = Vec::new();
     for name in DEFINITIONS {
-        let text = kubectl.text(&["get", "customresourcedefinition", name, "--ignore-not-found", "-o", "json"])?;
+        let text =
+            kubectl.text(&["get", "customresourcedefinition", name, "--ignore-not-found", "-o", "json"])?;
         if !text.is_empty() {
             found.push(serde_json::from_str(&text)?);
         }
@@ -72,14 +75,23 @@ fn name(object: &Value) -> &str {
 /// Whether the chart's release brought it: helm leaves such on purpose, and its mark on them.
 fn is_of_the_release(definition: &Value) -> bool {
     let annotations = &definition["metadata"]["annotations"];
-    annotations["meta.helm.sh/release-name"] == "herd" && annotations["meta.helm.sh/release-namespace"] == NAMESPACE
+    annotations["meta.helm.sh/release-name"] == "herd"
+        && annotations["meta.helm.sh/release-namespace"] == NAMESPACE
 }
 
 /// The example's fleet, with all that belongs to it, while there is an operator.
 fn deployments(kubectl: &Kubectl) -> Result<String> {
     let selector = format!("--selector={}", selector());
-    let delete =
-        ["delete", DEPLOYMENTS, "--all-namespaces", &selector, "--cascade=foreground", "--timeout=5m", "-o", "name"];
+    let delete = [
+        "delete",
+        DEPLOYMENTS,
+        "--all-namespaces",
+        &selector,
+        "--cascade=foreground",
+        "--timeout=5m",
+        "-o",
+        "name",
+    ];
     let deleted = kubectl.text(&delete)?;
     Ok(if deleted.trim().is_empty() { "not there" } else { "removed" }.to_owned())
 }

@@ -130,7 +130,9 @@ fn what_the_registry_has_is_not_sent() {
     let (made, server) = (Made::new(), Server::start(Manners::default()));
     let (digest, blob) = made.layer(1);
     server.state().blobs.insert(format!("team/a {digest}"), blob);
-    let Pushed::Sent(bytes) = pushed(&client(&server, None), &made).unwrap() else { panic!("nothing was sent") };
+    let Pushed::Sent(bytes) = pushed(&client(&server, None), &made).unwrap() else {
+        panic!("nothing was sent")
+    };
     assert!(bytes < 8 << 20, "{bytes}");
     assert_eq!(server.state().count("POST "), 2, "one layer and the config");
     whole(&server, &made);

@@ -190,7 +190,9 @@ impl State {
         if let Some((repository, tag)) = path.split_once("/manifests/") {
             let key = format!("{repository} {tag}");
             return match method {
-                "HEAD" => self.manifests.get(&key).map_or((404, Vec::new()), |text| (200, stored(&sum(text)))),
+                "HEAD" => {
+                    self.manifests.get(&key).map_or((404, Vec::new()), |text| (200, stored(&sum(text))))
+                }
                 _ => {
                     self.manifests.insert(key, body.to_vec());
                     (201, stored(&sum(body)))
@@ -199,7 +201,9 @@ impl State {
         }
         if let Some((repository, rest)) = path.split_once("/blobs/uploads/") {
             if method == "POST" {
-                let from = value("mount").zip(value("from")).map(|(digest, from)| (format!("{from} {digest}"), digest));
+                let from = value("mount")
+                    .zip(value("from"))
+                    .map(|(digest, from)| (format!("{from} {digest}"), digest));
                 if let Some((source, digest)) = from.filter(|_| self.manners.mounts)
                     && let Some(blob) = self.blobs.get(&source).cloned()
                 {

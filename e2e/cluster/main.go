@@ -19,8 +19,6 @@ const usage = `usage: herd-cluster COMMAND [flags] [arguments]
   start NODE PROCESS     start a process of a node or of the cluster that ended
   signal NODE PROCESS N  send signal N to one
   build [TOOL...]        build tools where they are not cached, and print their folders
-  image build            make an image
-  image base             make the layer of the C library, and print its path
   image load LAYOUT      give a running cluster the images of an OCI layout folder
 `
 
@@ -30,16 +28,14 @@ var errUsage = errors.New("usage")
 type command func(name string, args []string) error
 
 var commands = map[string]command{
-	"up":          runUp,
-	"down":        runDown,
-	"status":      runStatus,
-	"in":          runIn,
-	"start":       runStart,
-	"signal":      runSignal,
-	"build":       runBuild,
-	"image build": runImageBuild,
-	"image base":  runImageBase,
-	"image load":  runImageLoad,
+	"up":         runUp,
+	"down":       runDown,
+	"status":     runStatus,
+	"in":         runIn,
+	"start":      runStart,
+	"signal":     runSignal,
+	"build":      runBuild,
+	"image load": runImageLoad,
 	// What a cluster's own first processes run.
 	"first": runFirst,
 	"node":  runNode,

@@ -1,7 +1,7 @@
 //! Asks a served model a question.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -12,10 +12,13 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::progress;
 use crate::stream::{self, Stream};
 
-/// The gateway's ports: OpenAI as its Service has it, and gRPC.
-const HTTP: u16 = 80;
-/// The gateway's port for gRPC.
-pub(crate) const GRPC: u16 = 8081;
+/// Where the gateway is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gateway {
+    /// OpenAI.
+    pub(crate) http: SocketAddr,
+    pub(crate) grpc: SocketAddr,
+}
 
 /// How long the gateway has to find a model that is ready.
 const FOUND: Duration = Duration::from_mins(1);
@@ -26,17 +29,17 @@ const PAUSE: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_mins(2);
 
 /// Waits until the gateway serves a model of this name.
-pub(crate) fn await_model(gateway: IpAddr, model: &str) -> Result<()> {
+pub(crate) fn await_model(gateway: Gateway, model: &str) -> Result<()> {
     progress::step("gateway", |_| {
         let began = Instant::now();
         loop {
-            let last = match models(SocketAddr::new(gateway, HTTP)) {
+            let last = match models(gateway.http) {
                 Ok(answer) if serves(&answer, model) => return Ok(((), format!("serves {model}"))),
                 Ok(answer) => answer,
                 Err(error) => format!("{error:#}"),
             };
             if began.elapsed() > FOUND {
-                bail!("the gateway at {gateway} does not serve {model}: {}", last.trim());
+                bail!("the gateway at {} does not serve {model}: {}", gateway.http, last.trim());
             }
             thread::sleep(PAUSE);
         }
@@ -63,9 +66,9 @@ fn serves(answer: &str, model: &str) -> bool {
 }
 
 /// Asks over gRPC and prints the answer as it comes.
-pub(crate) fn ask(herd: &Path, gateway: IpAddr, model: &str, question: &str) -> Result<()> {
+pub(crate) fn ask(herd: &Path, gateway: Gateway, model: &str, question: &str) -> Result<()> {
     let mut chat = Command::new(herd);
-    chat.args(["chat", "--grpc", &SocketAddr::new(gateway, GRPC).to_string(), "--model", model]);
+    chat.args(["chat", "--grpc", &gateway.grpc.to_string(), "--model", model]);
     chat.args(["--temperature", "0", "--max-tokens", "128"]).stdin(Stdio::piped());
     let mut answer = Stream::start(chat, ANSWER, stream::bytes)?;
     let mut input = answer.input().context("herd chat has no input")?;

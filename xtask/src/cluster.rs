@@ -31,7 +31,7 @@ pub(crate) enum ClusterCommand {
     },
     /// Builds tools where they are not cached and prints their folders
     Build {
-        /// kubernetes, containerd, coredns, pause, helm, grpcurl
+        /// kubernetes, containerd, coredns, pause, helm, grpcurl, prometheus, registry
         #[arg(required = true)]
         tools: Vec<String>,
     },

@@ -15,22 +15,26 @@ const PODS: usize = 6;
 
 const OBJECTS: &str = "llamadeployments.herd.dev,llamapools.herd.dev,pods";
 
-/// Objects, conditions, events and the ends of logs.
-pub(crate) fn collect(kubectl: &Kubectl) -> String {
+/// Objects, conditions, events and the ends of logs, of these namespaces; with none, of all.
+pub(crate) fn collect(kubectl: &Kubectl, namespaces: &[&str]) -> String {
     let mut text = String::new();
     let conditions = r#"-o=go-template={{range .items}}{{$n := .metadata.name}}{{range .status.conditions}}{{$n}}: {{.type}}={{.status}} {{.reason}}: {{.message}}{{"\n"}}{{end}}{{end}}"#;
-    let commands: [&[&str]; 5] = [
-        &["get", OBJECTS, "-A", "-o", "wide"],
-        &["get", "llamadeployments.herd.dev", "-A", conditions],
-        &["get", "events", "-A", "--sort-by=.metadata.creationTimestamp"],
-        &["-n", NAMESPACE, "logs", "deployment/herd-operator", "--tail=40"],
-        &["-n", NAMESPACE, "logs", "deployment/herd-gateway", "--tail=40"],
-    ];
-    for arguments in commands {
-        add(&mut text, kubectl, arguments);
+    let scopes = match namespaces {
+        [] => vec!["--all-namespaces".to_owned()],
+        some => some.iter().map(|namespace| format!("--namespace={namespace}")).collect(),
+    };
+    let mut workers = Vec::new();
+    for scope in &scopes {
+        add(&mut text, kubectl, &["get", OBJECTS, scope, "-o", "wide"]);
+        add(&mut text, kubectl, &["get", "llamadeployments.herd.dev", scope, conditions]);
+        add(&mut text, kubectl, &["get", "events", scope, "--sort-by=.metadata.creationTimestamp"]);
+        workers
+            .extend(pods(&kubectl.json(&["get", "pods", scope, "-l", "herd.dev/gang"]).unwrap_or_default()));
     }
-    let workers = kubectl.json(&["get", "pods", "-A", "-l", "herd.dev/gang"]).unwrap_or_default();
-    for (namespace, name) in pods(&workers).into_iter().take(PODS) {
+    for deployment in ["deployment/herd-operator", "deployment/herd-gateway"] {
+        add(&mut text, kubectl, &["-n", NAMESPACE, "logs", deployment, "--tail=40"]);
+    }
+    for (namespace, name) in workers.into_iter().take(PODS) {
         add(&mut text, kubectl, &["-n", &namespace, "logs", &name, "--tail=15", "--all-containers"]);
     }
     text

@@ -44,8 +44,8 @@ fn test(paths: &Paths, keep: bool, filter: Option<&str>) -> Outcome {
         Err(error) => Outcome::one(false, String::new(), format!("{error:#}\n")),
     };
     let kubectl = Kubectl::of(&install::cluster_folder(paths, NAME));
-    if outcome.failed > 0 && kubectl.script().is_file() {
-        outcome.output += &diagnostics::collect(&kubectl);
+    if outcome.failed > 0 && kubectl.program().is_file() {
+        outcome.output += &diagnostics::collect(&kubectl, &[]);
     }
     outcome
 }
@@ -62,7 +62,7 @@ fn prepare(paths: &Paths, keep: bool) -> Result<Command> {
     let mut command = paths.cargo(&TEST);
     command
         .env("HERD_E2E_CLUSTER", NAME)
-        .env("HERD_E2E_KUBECTL", kubectl.script())
+        .env("HERD_E2E_KUBECTL", kubectl.program())
         .env("HERD_E2E_HERD", binaries::path(paths, "herd"))
         .env("HERD_E2E_GRPCURL", grpcurl)
         .env("HERD_E2E_PYTHON", python)

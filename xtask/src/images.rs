@@ -11,11 +11,14 @@ use anyhow::{Context, Result, ensure};
 
 use crate::binaries;
 use crate::content;
-use crate::herd_cluster::{HerdCluster, output};
 use crate::models;
+use crate::oci::{Layer, Layout, Recipe, Registry, base};
 use crate::paths::Paths;
 use crate::progress;
 use crate::step::run;
+
+/// The way images are made: a change of it makes all of them anew.
+const FORMAT: &str = "2";
 
 /// The programs that run in a cluster.
 const PROGRAMS: [(&str, &str); 3] = [
@@ -32,7 +35,7 @@ const SOURCE: &str = env!("CARGO_PKG_REPOSITORY");
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Registry of every image that the nodes of a local cluster can pull.
-const REGISTRY: &str = "lk.local";
+const LOCAL: &str = "lk.local";
 
 /// Tags of one image that are kept, for clones beside this one.
 const KEPT: usize = 3;
@@ -40,10 +43,23 @@ const KEPT: usize = 3;
 /// An image in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Image {
-    /// `lk.local/NAME:TAG`
+    pub(crate) name: String,
+    /// What nodes pull: `lk.local/NAME:TAG`, or as it was pushed.
     pub(crate) reference: String,
-    /// Its OCI layout.
+    /// Its OCI layout, in a folder that is named after its content.
     pub(crate) layout: PathBuf,
+}
+
+impl Image {
+    /// A tag that no other content of this image has.
+    pub(crate) fn content_tag(&self) -> String {
+        self.layout.file_name().unwrap_or_default().display().to_string()
+    }
+
+    /// The same image in another registry.
+    fn moved(&self, registry: &Registry) -> Self {
+        Self { reference: registry.reference(&self.name, &self.content_tag()), ..self.clone() }
+    }
 }
 
 /// All images.
@@ -70,108 +86,103 @@ impl Images {
             operator.reference, gateway.reference, worker.reference
         )
     }
+
+    /// The same images in another registry.
+    pub(crate) fn moved(&self, registry: &Registry) -> Self {
+        let Self { operator, gateway, worker, models } = self;
+        Self {
+            operator: operator.moved(registry),
+            gateway: gateway.moved(registry),
+            worker: worker.moved(registry),
+            models: models.iter().map(|model| model.moved(registry)).collect(),
+        }
+    }
 }
 
-/// Makes the images that are not there.
-pub(crate) fn make(paths: &Paths, program: &HerdCluster) -> Result<Images> {
+/// Makes the images that are not there, of all programs and of some models.
+pub(crate) fn make(paths: &Paths, names: &[&str]) -> Result<Images> {
     progress::step("programs", |activity| Ok(((), binaries::all(paths, activity)?)))?;
     progress::step("models", |_| Ok(((), models::make(paths)?.join(", "))))?;
     let base = progress::step("base layer", |_| {
-        let path = PathBuf::from(output(program.command(&["image", "base"])?)?.trim());
+        let path = base::layer(&paths.cache.join("tools"))?;
         let size = megabytes(size(&path)?);
         Ok((path, size))
     })?;
-    let [operator, gateway, worker] = PROGRAMS
-        .map(|(name, title)| progress::step(name, |_| program_image(paths, program, &base, name, title)));
+    let [operator, gateway, worker] =
+        PROGRAMS.map(|(name, title)| progress::step(name, |_| program_image(paths, &base, name, title)));
     let (operator, gateway, worker) = (operator?, gateway?, worker?);
     let programs = [&operator, &gateway, &worker];
     let together = programs.iter().try_fold(0, |sum, (_, own)| anyhow::Ok(sum + own))? + size(&base)?;
     eprintln!("  {:<40} {}", "three images on one base layer", megabytes(together));
-    let models = [models::BF16, models::FP8]
-        .map(|name| progress::step(&format!("image {name}"), |_| model_image(paths, program, name)));
-    let models = models.into_iter().collect::<Result<_>>()?;
+    let models =
+        names.iter().map(|name| progress::step(&format!("image {name}"), |_| model_image(paths, name)));
+    let models = models.collect::<Result<_>>()?;
     Ok(Images { operator: operator.0, gateway: gateway.0, worker: worker.0, models })
 }
 
 /// An image of the base layer and one stripped program, and the bytes of the latter.
-fn program_image(
-    paths: &Paths,
-    herd_cluster: &HerdCluster,
-    base: &Path,
-    name: &str,
-    title: &str,
-) -> Result<((Image, u64), String)> {
+fn program_image(paths: &Paths, base: &Path, name: &str, title: &str) -> Result<((Image, u64), String)> {
     let folder = folder(paths, name)?;
     let stripped = Scratch(folder.join(format!(".{}", std::process::id())));
     strip(&binaries::path(paths, name), &stripped.0)?;
     let own = size(&stripped.0)?;
     let entrypoint = format!("/usr/bin/{name}");
-    let annotations = annotations(title);
-    let mut words = vec!["1", &entrypoint, USER];
-    words.extend(annotations.iter().map(String::as_str));
+    let recipe = Recipe {
+        layers: vec![Layer::Tar(base), Layer::File(&stripped.0, &entrypoint)],
+        entrypoint: Some(&entrypoint),
+        user: Some(USER),
+        annotations: annotations(title),
+    };
     let sums = [content::sha256(base)?, content::sha256(&stripped.0)?];
-    words.extend(sums.iter().map(String::as_str));
-    let tag = tag(&words);
-
-    let layer = format!("{}={entrypoint}", stripped.0.display());
-    let base = base.display().to_string();
-    let mut arguments =
-        vec!["--layer", &base, "--layer", &layer, "--entrypoint", &entrypoint, "--user", USER];
-    arguments.extend(annotations.iter().flat_map(|annotation| ["--annotation", annotation]));
-    let (image, how) = ensure_image(herd_cluster, &folder, name, &tag, &tag, &arguments)?;
+    let tag = tag(&recipe, &sums.each_ref().map(String::as_str));
+    let (image, how) = ensure_image(&folder, name, &tag, &tag, &recipe)?;
     Ok(((image, own), format!("{how}, {}", megabytes(own))))
 }
 
-/// An image with a checkpoint's files at its root. Its tag is always 1: manifests name it.
-fn model_image(paths: &Paths, herd_cluster: &HerdCluster, name: &str) -> Result<(Image, String)> {
+/// An image with a checkpoint's files at its root. Its tag in a local cluster is always 1: manifests name it.
+fn model_image(paths: &Paths, name: &str) -> Result<(Image, String)> {
     let folder = folder(paths, name)?;
     let checkpoint = paths.models.join(name);
-    let annotations = annotations(name);
+    let layers = vec![Layer::Tree(&checkpoint)];
+    let recipe = Recipe { layers, entrypoint: None, user: None, annotations: annotations(name) };
     let sums = content::sha256(&checkpoint.join("SHA256SUMS"))?;
-    let key = tag(&["1", &sums, &annotations.concat()]);
-    let layer = checkpoint.display().to_string();
-    let mut arguments = vec!["--layer", &layer];
-    arguments.extend(annotations.iter().flat_map(|annotation| ["--annotation", annotation]));
-    ensure_image(herd_cluster, &folder, name, "1", &key, &arguments)
+    let key = tag(&recipe, &[&sums]);
+    ensure_image(&folder, name, "1", &key, &recipe)
 }
 
 /// An image of one static program.
-pub(crate) fn tool_image(
-    paths: &Paths,
-    herd_cluster: &HerdCluster,
-    name: &str,
-    program: &Path,
-) -> Result<Image> {
+pub(crate) fn tool_image(paths: &Paths, name: &str, program: &Path) -> Result<Image> {
     let folder = folder(paths, name)?;
     let entrypoint = format!("/bin/{name}");
+    let recipe = Recipe {
+        layers: vec![Layer::File(program, &entrypoint)],
+        entrypoint: Some(&entrypoint),
+        user: Some(USER),
+        annotations: Vec::new(),
+    };
     // The folder of a tool is named after all that it was built from.
-    let tag = tag(&["1", &entrypoint, USER, &program.display().to_string()]);
-    let layer = format!("{}={entrypoint}", program.display());
-    let arguments = ["--layer", &layer, "--entrypoint", &entrypoint, "--user", USER];
-    Ok(ensure_image(herd_cluster, &folder, name, &tag, &tag, &arguments)?.0)
+    let tag = tag(&recipe, &[&program.display().to_string()]);
+    Ok(ensure_image(&folder, name, &tag, &tag, &recipe)?.0)
 }
 
 /// Makes NAME:TAG in the folder KEY where that is not there.
 fn ensure_image(
-    herd_cluster: &HerdCluster,
     folder: &Path,
     name: &str,
     tag: &str,
     key: &str,
-    arguments: &[&str],
+    recipe: &Recipe<'_>,
 ) -> Result<(Image, String)> {
     let layout = folder.join(key);
-    let image = Image { reference: format!("{REGISTRY}/{name}:{tag}"), layout: layout.clone() };
+    let reference = format!("{LOCAL}/{name}:{tag}");
+    let image = Image { name: name.to_owned(), reference, layout: layout.clone() };
     if layout.join("index.json").is_file() {
         // Images are pruned by their age.
         let _ = fs::File::open(&layout).and_then(|folder| folder.set_modified(std::time::SystemTime::now()));
         return Ok((image, "cached".to_owned()));
     }
     let fresh = Scratch(folder.join(format!(".{}.layout", std::process::id())));
-    let mut build = herd_cluster.command(&["image", "build", "--layout"])?;
-    build.arg(&fresh.0).args(arguments).arg(format!("{name}:{tag}"));
-    let reference = output(build)?;
-    ensure!(reference.trim() == image.reference, "image {} was named {}", image.reference, reference.trim());
+    recipe.make(&Layout::create(&fresh.0)?, &image.reference)?;
     match fs::rename(&fresh.0, &layout) {
         // Another process was faster.
         Err(_) if layout.join("index.json").is_file() => {}
@@ -209,14 +220,29 @@ fn strip(program: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn annotations(title: &str) -> Vec<String> {
-    let pairs = [("title", title), ("version", VERSION), ("licenses", LICENCE), ("source", SOURCE)];
-    pairs.map(|(key, value)| format!("org.opencontainers.image.{key}={value}")).to_vec()
+fn annotations(title: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("org.opencontainers.image.title", title.to_owned()),
+        ("org.opencontainers.image.version", VERSION.to_owned()),
+        ("org.opencontainers.image.licenses", LICENCE.to_owned()),
+        ("org.opencontainers.image.source", SOURCE.to_owned()),
+    ]
 }
 
-/// A tag for all that an image is made of.
-fn tag(words: &[&str]) -> String {
-    let mut tag = content::sha256_of(words);
+/// A tag for all that an image is made of; `sums` are its layers' contents.
+fn tag(recipe: &Recipe<'_>, sums: &[&str]) -> String {
+    let Recipe { layers, entrypoint, user, annotations } = recipe;
+    let mut words = vec![FORMAT, entrypoint.unwrap_or_default(), user.unwrap_or_default()];
+    for layer in layers {
+        words.push(match layer {
+            Layer::Tree(_) => "tree",
+            Layer::File(_, at) => at,
+            Layer::Tar(_) => "tar",
+        });
+    }
+    words.extend(annotations.iter().flat_map(|(key, value)| [key, value.as_str()]));
+    words.extend(sums);
+    let mut tag = content::sha256_of(&words);
     tag.truncate(12);
     tag
 }
@@ -225,7 +251,7 @@ fn size(path: &Path) -> Result<u64> {
     Ok(fs::metadata(path).with_context(|| format!("read {}", path.display()))?.len())
 }
 
-fn megabytes(bytes: u64) -> String {
+pub(crate) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
@@ -233,28 +259,45 @@ fn megabytes(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_tag_changes_with_each_part() {
-        let parts = ["1", "/usr/bin/herd-worker", USER, "title", "base", "program"];
-        let first = tag(&parts);
-        assert_eq!(first, tag(&parts));
-        assert!(first.len() == 12 && first.chars().all(|c| c.is_ascii_hexdigit()), "{first}");
-        for n in 0..parts.len() {
-            let mut others = parts;
-            others[n] = "other";
-            assert_ne!(tag(&others), first, "part {n}");
+    fn program<'a>(base: &'a Path, entrypoint: &'a str, user: &'a str, title: &str) -> Recipe<'a> {
+        Recipe {
+            layers: vec![Layer::Tar(base), Layer::File(base, entrypoint)],
+            entrypoint: Some(entrypoint),
+            user: Some(user),
+            annotations: annotations(title),
         }
     }
 
     #[test]
-    fn the_chart_is_told_all_three_references() {
-        let image = |name: &str| Image { reference: format!("lk.local/{name}:1"), layout: PathBuf::new() };
-        let images = Images {
-            operator: image("o"),
-            gateway: image("g"),
-            worker: image("w"),
-            models: vec![image("m")],
+    fn a_tag_changes_with_each_part() {
+        let base = Path::new("base.tar");
+        let all = [
+            (program(base, "/usr/bin/a", USER, "title"), "sum"),
+            (program(base, "/usr/bin/b", USER, "title"), "sum"),
+            (program(base, "/usr/bin/a", "0:0", "title"), "sum"),
+            (program(base, "/usr/bin/a", USER, "other"), "sum"),
+            (program(base, "/usr/bin/a", USER, "title"), "other"),
+        ];
+        let tags: Vec<String> = all.iter().map(|(recipe, sum)| tag(recipe, &[sum])).collect();
+        assert_eq!(tags[0], tag(&program(Path::new("elsewhere"), "/usr/bin/a", USER, "title"), &["sum"]));
+        for (n, one) in tags.iter().enumerate() {
+            assert!(one.len() == 12 && one.chars().all(|c| c.is_ascii_hexdigit()), "{one}");
+            assert!(!tags[..n].contains(one), "{n}");
+        }
+    }
+
+    fn images() -> Images {
+        let image = |name: &str| Image {
+            name: name.to_owned(),
+            reference: format!("lk.local/{name}:1"),
+            layout: PathBuf::from(format!("/cache/{name}/0123")),
         };
+        Images { operator: image("o"), gateway: image("g"), worker: image("w"), models: vec![image("m")] }
+    }
+
+    #[test]
+    fn the_chart_is_told_all_three_references() {
+        let images = images();
         assert_eq!(
             images.values(),
             "images:\n  operator: lk.local/o:1\n  gateway: lk.local/g:1\n  worker: lk.local/w:1\n"
@@ -263,8 +306,9 @@ mod tests {
     }
 
     #[test]
-    fn annotations_say_what_the_image_is() {
-        assert!(annotations("t").contains(&"org.opencontainers.image.title=t".to_owned()));
-        assert!(annotations("t").contains(&"org.opencontainers.image.licenses=Apache-2.0".to_owned()));
+    fn elsewhere_every_tag_says_what_the_image_holds() {
+        let moved = images().moved(&Registry::parse("r.example/team", false).unwrap());
+        let references: Vec<&str> = moved.all().map(|image| image.reference.as_str()).collect();
+        assert_eq!(references, ["o", "g", "w", "m"].map(|name| format!("r.example/team/{name}:0123")));
     }
 }

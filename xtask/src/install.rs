@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::herd_cluster::{HerdCluster, output};
 use crate::images::{self, Image};
 use crate::kubectl::Kubectl;
+use crate::models;
 use crate::paths::Paths;
 use crate::progress;
 use crate::prometheus;
@@ -32,7 +33,7 @@ pub(crate) fn install(paths: &Paths, name: &str) -> Result<Installed> {
     let program = HerdCluster::build(paths)?;
     let (cluster, images) = thread::scope(|scope| {
         let cluster = scope.spawn(|| start(&program, name));
-        let images = images::make(paths, &program);
+        let images = images::make(paths, &[models::BF16, models::FP8]);
         (cluster.join(), images)
     });
     let cluster = cluster.map_err(|_| anyhow!("the thread that starts the cluster panicked"))?;
@@ -42,7 +43,7 @@ pub(crate) fn install(paths: &Paths, name: &str) -> Result<Installed> {
         (Err(cluster), Err(images)) => return Err(anyhow!("{cluster:#}\n{images:#}")),
     };
     let Tools { helm, grpcurl, prometheus } = tools;
-    let prometheus = images::tool_image(paths, &program, "prometheus", &prometheus)?;
+    let prometheus = images::tool_image(paths, "prometheus", &prometheus)?;
     load(&program, name, images.all().chain([&prometheus]))?;
     let folder = cluster_folder(paths, name);
     let kubectl = Kubectl::of(&folder);

@@ -18,6 +18,9 @@ mod kubectl;
 mod machine;
 mod metrics_doc;
 mod models;
+mod oci;
+mod own;
+mod own_test;
 mod paths;
 mod progress;
 mod prometheus;
@@ -49,12 +52,24 @@ enum Command {
         /// Name of the cluster
         #[arg(long, default_value = up::DEFAULT)]
         name: String,
+        /// Use the cluster of this context of the kubeconfig instead: no root, but kubectl, helm and a registry
+        #[arg(long, conflicts_with = "name", requires = "registry")]
+        context: Option<String>,
+        /// With --context: where images are pushed to, and nodes pull them from: HOST[:PORT]/PATH
+        #[arg(long, requires = "context")]
+        registry: Option<String>,
+        /// The registry has no TLS
+        #[arg(long, requires = "registry")]
+        insecure_registry: bool,
     },
     /// Remove what `up` made
     Down {
         /// Name of the cluster
         #[arg(long, default_value = up::DEFAULT)]
         name: String,
+        /// Remove Herd from the cluster of this context of the kubeconfig instead; what was pushed stays
+        #[arg(long, conflicts_with = "name")]
+        context: Option<String>,
     },
     /// Check everything; the last line says how many checks passed and failed
     Test {
@@ -67,6 +82,9 @@ enum Command {
         /// Leave the cluster up, and use the one that an earlier run left
         #[arg(long)]
         keep: bool,
+        /// Only the test of `up --context`
+        #[arg(long, conflicts_with_all = ["keep", "filter"])]
+        own: bool,
         /// Only tests with this in their name
         filter: Option<String>,
     },
@@ -99,15 +117,25 @@ fn main() -> anyhow::Result<ExitCode> {
         target::take(&paths)?;
     }
     match command {
-        Command::Up { name } => {
-            up::up(&paths, &name)?;
+        Command::Up { name, context, registry, insecure_registry } => {
+            match context.zip(registry) {
+                Some((context, registry)) => {
+                    let registry = oci::Registry::parse(&registry, insecure_registry)?;
+                    own::up(&paths, &context, &registry)?;
+                }
+                None => up::up(&paths, &name)?,
+            }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Down { name } => {
-            up::down(&paths, &name)?;
+        Command::Down { name, context } => {
+            match context {
+                Some(context) => own::down(&context)?,
+                None => up::down(&paths, &name)?,
+            }
             Ok(ExitCode::SUCCESS)
         }
-        Command::E2e { keep, filter } => Ok(e2e::run_alone(&paths, keep, filter.as_deref())),
+        Command::E2e { own: true, .. } => Ok(own_test::run_alone(&paths)),
+        Command::E2e { keep, own: false, filter } => Ok(e2e::run_alone(&paths, keep, filter.as_deref())),
         Command::Bench(bench) => bench::run(&paths, bench),
         Command::Test { fast } => Ok(test::run(&paths, fast)),
         Command::Lint => Ok(test::lint(&paths)),
@@ -127,7 +155,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Images => {
-            let images = images::make(&paths, &herd_cluster::HerdCluster::build(&paths)?)?;
+            let images = images::make(&paths, &[models::BF16, models::FP8])?;
             for image in images.all() {
                 println!("{:<48} {}", image.reference, image.layout.display());
             }

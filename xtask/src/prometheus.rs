@@ -1,9 +1,6 @@
 //! The Prometheus of a local cluster, which finds pods by their annotations.
 
-use std::io::Write as _;
-use std::process::Stdio;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
 use crate::content;
 use crate::images::Image;
@@ -18,7 +15,7 @@ const NAMESPACE: &str = "monitoring";
 /// Installs it, and waits until it answers.
 pub(crate) fn install(kubectl: &Kubectl, image: &Image) -> Result<()> {
     progress::step("prometheus", |_| {
-        let applied = apply(kubectl, &manifest(&image.reference))?;
+        let applied = kubectl.text_of(&["apply", "-f", "-"], &manifest(&image.reference))?;
         kubectl.text(&["-n", NAMESPACE, "rollout", "status", "deployment/prometheus", "--timeout=90s"])?;
         let changed = applied.lines().any(|line| !line.ends_with(" unchanged"));
         Ok(((), if changed { "installed" } else { "cached" }.to_owned()))
@@ -31,19 +28,6 @@ fn manifest(image: &str) -> String {
     MANIFEST
         .replace("image: IMAGE", &format!("image: {image}"))
         .replace("config: CONFIG", &format!("config: {config:?}"))
-}
-
-fn apply(kubectl: &Kubectl, manifest: &str) -> Result<String> {
-    let mut command = kubectl.command(&["apply", "-f", "-"]);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().context("failed to run kubectl")?;
-    let mut input = child.stdin.take().context("kubectl has no input")?;
-    input.write_all(manifest.as_bytes()).context("failed to give kubectl a manifest")?;
-    drop(input);
-    let output = child.wait_with_output().context("failed to run kubectl")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "kubectl apply of Prometheus failed: {}", errors.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]

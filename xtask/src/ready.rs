@@ -9,14 +9,11 @@ use crate::kubectl::Kubectl;
 use crate::progress;
 use crate::stream::{self, Stream};
 
-/// From the first pull to loaded weights.
-const DEADLINE: Duration = Duration::from_mins(5);
-
-/// Waits, with a line for each change.
-pub(crate) fn wait(kubectl: &Kubectl, name: &str) -> Result<()> {
+/// Waits, with a line for each change; `within` is from the first pull to loaded weights.
+pub(crate) fn wait(kubectl: &Kubectl, name: &str, within: Duration) -> Result<()> {
     let began = Instant::now();
     let get = ["get", "llamadeployments.herd.dev", name, "--watch", "-o", "json"];
-    let mut objects = Stream::start(kubectl.command(&get), DEADLINE, stream::json)?;
+    let mut objects = Stream::start(kubectl.command(&get), within, stream::json)?;
     let mut last = "it has no status".to_owned();
     loop {
         let object = objects.next().with_context(|| format!("{name} did not become Ready: {last}"))?;

@@ -1,11 +1,13 @@
-//! The release of `charts/herd` in a local cluster.
+//! The release of `charts/herd` in a cluster.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::ask::Gateway;
 use crate::content;
 use crate::images::Images;
 use crate::kubectl::Kubectl;
@@ -17,6 +19,10 @@ const NAME: &str = "herd";
 
 /// Where the operator and the gateway run.
 pub(crate) const NAMESPACE: &str = "herd-system";
+
+/// The ports of the gateway's Service: OpenAI, and gRPC.
+pub(crate) const HTTP: u16 = 80;
+pub(crate) const GRPC: u16 = 8081;
 
 const DEPLOYMENTS: [&str; 2] = ["deployment/herd-operator", "deployment/herd-gateway"];
 
@@ -36,24 +42,81 @@ const TIMEOUT: &str = "4m";
 #[derive(Debug, Clone)]
 pub(crate) struct Helm {
     program: PathBuf,
-    kubeconfig: PathBuf,
-    /// What helm caches, removed with the cluster.
-    home: PathBuf,
+    cluster: Cluster,
+}
+
+#[derive(Debug, Clone)]
+enum Cluster {
+    /// What helm caches is removed with it.
+    Local {
+        kubeconfig: PathBuf,
+        home: PathBuf,
+    },
+    Context(String),
 }
 
 impl Helm {
+    /// Of the local cluster in this folder.
     pub(crate) fn new(program: PathBuf, cluster: &Path) -> Self {
-        Self { program, kubeconfig: cluster.join("kubeconfig"), home: cluster.join("helm") }
+        let cluster = Cluster::Local { kubeconfig: cluster.join("kubeconfig"), home: cluster.join("helm") };
+        Self { program, cluster }
+    }
+
+    /// Of a context of the kubeconfig.
+    pub(crate) fn of_context(context: &str) -> Self {
+        Self { program: PathBuf::from("helm"), cluster: Cluster::Context(context.to_owned()) }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(arguments).args(["--namespace", NAMESPACE, "--kubeconfig"]).arg(&self.kubeconfig);
-        for (variable, folder) in [("CACHE", "cache"), ("CONFIG", "config"), ("DATA", "data")] {
-            command.env(format!("HELM_{variable}_HOME"), self.home.join(folder));
+        command.args(arguments).args(["--namespace", NAMESPACE]);
+        match &self.cluster {
+            Cluster::Local { kubeconfig, home } => {
+                command.arg("--kubeconfig").arg(kubeconfig);
+                for (variable, folder) in [("CACHE", "cache"), ("CONFIG", "config"), ("DATA", "data")] {
+                    command.env(format!("HELM_{variable}_HOME"), home.join(folder));
+                }
+            }
+            Cluster::Context(context) => {
+                command.args(["--kube-context", context]);
+            }
         }
         command
     }
+}
+
+/// Removes the release, where there is one; whether there was.
+pub(crate) fn uninstall(helm: &Helm) -> Result<bool> {
+    let chart = chart_of_release(helm)?;
+    if chart.is_none() {
+        return Ok(false);
+    }
+    checked(helm.command(&["uninstall", NAME, "--wait", "--timeout", TIMEOUT]))?;
+    Ok(true)
+}
+
+/// The chart of the release, which must be this one, where there is one.
+pub(crate) fn chart_of_release(helm: &Helm) -> Result<Option<String>> {
+    let filter = format!("^{NAME}$");
+    let output = helm
+        .command(&["list", "--all", "--filter", &filter, "--output", "json"])
+        .output()
+        .context("failed to run helm")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "helm list failed: {}", errors.trim());
+    let releases: Value = serde_json::from_slice(&output.stdout).context("helm list printed no JSON")?;
+    let Some(chart) = releases[0]["chart"].as_str() else { return Ok(None) };
+    ensure!(
+        is_this_chart(chart),
+        "release {NAME} in namespace {NAMESPACE} is of the chart {chart}, which is not Herd's"
+    );
+    Ok(Some(chart.to_owned()))
+}
+
+/// `herd-0.1.0`
+fn is_this_chart(chart: &str) -> bool {
+    let version = chart.strip_prefix(NAME).and_then(|rest| rest.strip_prefix('-'));
+    version.is_some_and(|version| version.starts_with(|first: char| first.is_ascii_digit()))
 }
 
 /// Where the chart is.
@@ -146,11 +209,12 @@ fn checked(command: Command) -> Result<()> {
     Ok(())
 }
 
-/// The cluster's address of the gateway's Service, which the machine reaches too.
-pub(crate) fn gateway(kubectl: &Kubectl) -> Result<std::net::IpAddr> {
+/// The gateway's Service, at an address of a local cluster that the machine reaches too.
+pub(crate) fn gateway(kubectl: &Kubectl) -> Result<Gateway> {
     let service = kubectl.json(&["-n", NAMESPACE, "get", "service", "herd-gateway"])?;
     let address = service["spec"]["clusterIP"].as_str().context("service herd-gateway has no clusterIP")?;
-    address.parse().with_context(|| format!("clusterIP {address} of service herd-gateway"))
+    let address = address.parse().with_context(|| format!("clusterIP {address} of service herd-gateway"))?;
+    Ok(Gateway { http: SocketAddr::new(address, HTTP), grpc: SocketAddr::new(address, GRPC) })
 }
 
 #[cfg(test)]
@@ -172,6 +236,14 @@ mod tests {
             plan(Some(&json!({"info": {"status": "deployed", "description": "other"}})), "this"),
             Plan::Upgrade
         );
+    }
+
+    #[test]
+    fn a_release_of_another_chart_is_known() {
+        assert!(is_this_chart("herd-0.1.0"));
+        for other in ["herd-something-1.0.0", "shepherd-0.1.0", "herd"] {
+            assert!(!is_this_chart(other), "{other}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A program whose output is read as it comes, with a deadline.
 
-use std::io::Read;
+use std::io::{BufRead as _, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
@@ -69,6 +69,15 @@ pub(crate) fn bytes(mut output: ChildStdout, pieces: &SyncSender<Vec<u8>>) {
     let mut buffer = [0; 4096];
     while let Ok(read @ 1..) = output.read(&mut buffer) {
         if pieces.send(buffer[..read].to_vec()).is_err() {
+            return;
+        }
+    }
+}
+
+/// One line after the other.
+pub(crate) fn lines(output: ChildStdout, pieces: &SyncSender<String>) {
+    for line in std::io::BufReader::new(output).lines().map_while(Result::ok) {
+        if pieces.send(line).is_err() {
             return;
         }
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::paths::Paths;
 use crate::step::{self, Outcome, Step, run_lanes, run_phases};
-use crate::{cargo_test, cluster, e2e, models, tools};
+use crate::{cargo_test, cluster, e2e, models, own_test, tools};
 
 /// Runs the checks in two lanes: lints, then clusters, beside the tests. The end-to-end tests follow alone, since the probes of
 /// their pods fail for want of a processor. `fast` leaves out what needs downloaded models or a Kubernetes.
@@ -33,7 +33,7 @@ pub(crate) fn run(paths: &Paths, fast: bool) -> ExitCode {
     }
     let mut phases = vec![vec![tests, others]];
     if !fast {
-        phases.push(vec![vec![e2e::step(paths, false, None)]]);
+        phases.push(vec![vec![e2e::step(paths, false, None), own_test::step(paths)]]);
     }
     run_phases(phases)
 }

@@ -1,18 +1,22 @@
 //! `cargo xtask up` and `down`: from a clone to an answer.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::ask::Gateway;
 use crate::diagnostics;
 use crate::install::{self, Installed};
 use crate::kubectl::Kubectl;
 use crate::paths::Paths;
 use crate::{ask, binaries, machine, progress, ready, release};
 
-const EXAMPLE: &str = "examples/smollm2.yaml";
-const MODEL: &str = "smollm2";
+pub(crate) const EXAMPLE: &str = "examples/smollm2.yaml";
+pub(crate) const MODEL: &str = "smollm2";
 const QUESTION: &str = "What is the capital of Japan?";
+
+/// How long the model has, from the first pull to loaded weights.
+const READY: Duration = Duration::from_mins(5);
 
 /// Brings up a cluster with Herd and SmolLM2, where they are not up already, and asks a question.
 pub(crate) fn up(paths: &Paths, name: &str) -> Result<()> {
@@ -20,8 +24,8 @@ pub(crate) fn up(paths: &Paths, name: &str) -> Result<()> {
     machine::prepare()?;
     let kubectl = Kubectl::of(&install::cluster_folder(paths, name));
     serve(paths, name, began).inspect_err(|_| {
-        if kubectl.script().is_file() {
-            eprintln!("{}", diagnostics::collect(&kubectl));
+        if kubectl.program().is_file() {
+            eprintln!("{}", diagnostics::collect(&kubectl, &[]));
         }
     })
 }
@@ -33,8 +37,28 @@ fn serve(paths: &Paths, name: &str, began: Instant) -> Result<()> {
         let applied = kubectl.text(&["apply", "-f", &example])?;
         Ok(((), applied.split_whitespace().last().unwrap_or("applied").to_owned()))
     })?;
-    ready::wait(&kubectl, MODEL)?;
+    ready::wait(&kubectl, MODEL, READY)?;
     let gateway = release::gateway(&kubectl)?;
+    question(paths, gateway, began)?;
+    let herd = binaries::path(paths, "herd");
+    let kubectl = kubectl.program().display();
+    println!(
+        "\nNext:
+  {kubectl} get llamadeployments,llamapools,pods
+  {herd} chat --grpc {grpc}
+  {kubectl} scale llamapool {MODEL}-decode --replicas 2
+For a kubectl or helm of your own: export KUBECONFIG={kubeconfig}
+To remove it all: cargo xtask down{option}",
+        herd = herd.display(),
+        grpc = gateway.grpc,
+        kubeconfig = kubeconfig.display(),
+        option = if name == DEFAULT { String::new() } else { format!(" --name {name}") },
+    );
+    Ok(())
+}
+
+/// Asks the model a question, once the gateway serves it.
+pub(crate) fn question(paths: &Paths, gateway: Gateway, began: Instant) -> Result<()> {
     ask::await_model(gateway, MODEL)?;
     let herd = binaries::path(paths, "herd");
     println!("\n> {QUESTION}");
@@ -44,20 +68,6 @@ fn serve(paths: &Paths, name: &str, began: Instant) -> Result<()> {
         "\nanswered in {:.1} s, {:.1} s after the start",
         asked.elapsed().as_secs_f64(),
         began.elapsed().as_secs_f64()
-    );
-
-    let kubectl = kubectl.script().display();
-    println!(
-        "\nNext:
-  {kubectl} get llamadeployments,llamapools,pods
-  {herd} chat --grpc {gateway}:{grpc}
-  {kubectl} scale llamapool {MODEL}-decode --replicas 2
-For a kubectl or helm of your own: export KUBECONFIG={kubeconfig}
-To remove it all: cargo xtask down{option}",
-        herd = herd.display(),
-        grpc = ask::GRPC,
-        kubeconfig = kubeconfig.display(),
-        option = if name == DEFAULT { String::new() } else { format!(" --name {name}") },
     );
     Ok(())
 }

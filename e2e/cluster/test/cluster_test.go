@@ -16,6 +16,7 @@ import (
 
 	"herd.dev/cluster/internal/host"
 	"herd.dev/cluster/internal/instance"
+	"herd.dev/cluster/internal/oci"
 )
 
 const (
@@ -184,11 +185,21 @@ func (c cluster) tryKubectl(args ...string) (string, error) {
 // startEcho runs pods of two images on both nodes behind a Service.
 func (c cluster) startEcho() {
 	c.t.Helper()
-	layout := c.t.TempDir()
-	herd(c.t, "image", "build", "--layout", layout, "--entrypoint", "/echo",
-		"--layer", filepath.Join(programs, "echo")+"=/echo", "echo:1")
-	herd(c.t, "image", "build", "--layout", layout, "--layer", "testdata/data", "data:1")
-	herd(c.t, "image", "load", "--name", c.Name, layout)
+	dir := c.t.TempDir()
+	layout, err := oci.OpenLayout(dir)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	echo := oci.Source{Path: filepath.Join(programs, "echo"), At: "/echo"}
+	for _, image := range []oci.Image{
+		{Name: "echo:1", Layers: []oci.Source{echo}, Entrypoint: []string{"/echo"}},
+		{Name: "data:1", Layers: []oci.Source{{Path: "testdata/data", At: "/"}}},
+	} {
+		if _, err := layout.Add(image); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	herd(c.t, "image", "load", "--name", c.Name, dir)
 	c.kubectl("apply", "-f", "testdata/echo.yaml")
 	c.kubectl("rollout", "status", "deployment/echo", "--timeout=50s")
 }

@@ -19,10 +19,12 @@ var templates = template.Must(template.ParseFS(files, "files/*"))
 
 // settings is what the templates read.
 type settings struct {
-	Instance     instance.Instance
-	Network      instance.Network
-	Node         string
-	K            int
+	Instance instance.Instance
+	Network  instance.Network
+	Node     string
+	K        int
+	// Registry is an address that images are pulled from.
+	Registry     string
 	PauseImage   string
 	CoreDNSImage string
 }
@@ -54,8 +56,16 @@ func writeFiles(of instance.Instance, state instance.State) error {
 		return err
 	}
 	values := newSettings(of, state)
-	if err := render("hosts.toml", filepath.Join(of.Config("certs.d"), oci.RegistryName, "hosts.toml"), values); err != nil {
-		return err
+	// Neither has TLS. The second is no part of the cluster: it is for images
+	// that are pushed, as to a cluster of one's own.
+	for host, registry := range map[string]string{
+		oci.RegistryName:                state.Network.Registry(),
+		state.Network.MachineRegistry(): state.Network.MachineRegistry(),
+	} {
+		values.Registry = registry
+		if err := render("hosts.toml", filepath.Join(of.Config("certs.d"), host, "hosts.toml"), values); err != nil {
+			return err
+		}
 	}
 	if err := render("coredns.yaml", of.Config("coredns.yaml"), values); err != nil {
 		return err

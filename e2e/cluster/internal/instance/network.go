@@ -61,3 +61,7 @@ func (n Network) APIServer() string { return fmt.Sprintf("https://%s:6443", n.Ga
 
 // Registry is the image registry's address.
 func (n Network) Registry() string { return n.Gateway() + ":5000" }
+
+// MachineRegistry is where a registry that runs on the machine, beside the
+// cluster, is looked for.
+func (n Network) MachineRegistry() string { return n.Host() + ":5000" }

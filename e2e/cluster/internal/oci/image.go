@@ -9,20 +9,16 @@ import (
 // Image is what to make an image from.
 type Image struct {
 	// Name is NAME:TAG; the registry's name goes before it.
-	Name        string
-	Layers      []Source
-	Entrypoint  []string
-	Env         []string
-	User        string
-	Annotations map[string]string
+	Name       string
+	Layers     []Source
+	Entrypoint []string
 }
 
 type manifest struct {
-	SchemaVersion int               `json:"schemaVersion"`
-	MediaType     string            `json:"mediaType"`
-	Config        Descriptor        `json:"config"`
-	Layers        []Descriptor      `json:"layers"`
-	Annotations   map[string]string `json:"annotations,omitempty"`
+	SchemaVersion int          `json:"schemaVersion"`
+	MediaType     string       `json:"mediaType"`
+	Config        Descriptor   `json:"config"`
+	Layers        []Descriptor `json:"layers"`
 }
 
 type config struct {
@@ -33,8 +29,6 @@ type config struct {
 }
 
 type execution struct {
-	User       string   `json:"User,omitempty"`
-	Env        []string `json:"Env,omitempty"`
 	Entrypoint []string `json:"Entrypoint,omitempty"`
 }
 
@@ -54,14 +48,13 @@ func (l Layout) Add(image Image) (string, error) {
 	configuration := config{
 		Architecture: platform.Architecture,
 		OS:           platform.OS,
-		Config:       execution{User: image.User, Env: image.Env, Entrypoint: image.Entrypoint},
+		Config:       execution{Entrypoint: image.Entrypoint},
 		RootFS:       rootFS{Type: "layers", DiffIDs: []string{}},
 	}
 	content := manifest{
 		SchemaVersion: 2,
 		MediaType:     mediaTypeManifest,
 		Layers:        []Descriptor{},
-		Annotations:   image.Annotations,
 	}
 	for _, source := range image.Layers {
 		layer, err := l.addBlob(mediaTypeLayer, source.writeTo)

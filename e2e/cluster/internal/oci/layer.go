@@ -13,47 +13,16 @@ import (
 )
 
 // A Source is one layer's content: a folder or a file placed at a path of the
-// image, or a whole layer as a tar file.
+// image.
 type Source struct {
 	Path string
-	// At is where a folder or file goes; "/" for a folder that is the root.
+	// At is where it goes; "/" for a folder that is the root.
 	At string
-}
-
-// ParseSource reads DIR, FILE.tar or PATH=/AT.
-func ParseSource(text string) (Source, error) {
-	from, at, placed := strings.Cut(text, "=")
-	if placed {
-		if !path.IsAbs(at) {
-			return Source{}, fmt.Errorf("layer %q: %q is no absolute path", text, at)
-		}
-		return Source{from, path.Clean(at)}, nil
-	}
-	info, err := os.Stat(from)
-	if err != nil {
-		return Source{}, fmt.Errorf("layer: %w", err)
-	}
-	if info.IsDir() {
-		return Source{from, "/"}, nil
-	}
-	if filepath.Ext(from) != ".tar" {
-		return Source{}, fmt.Errorf("layer %q: a file is FILE.tar or FILE=/PATH", text)
-	}
-	return Source{from, ""}, nil
 }
 
 // writeTo writes the layer's tar. The same content has the same bytes: names
 // in order, no times, owner 0.
 func (s Source) writeTo(w io.Writer) error {
-	if s.At == "" {
-		file, err := os.Open(s.Path)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		_, err = io.Copy(w, file)
-		return err
-	}
 	layer := tar.NewWriter(w)
 	if err := s.writeParents(layer); err != nil {
 		return err

@@ -45,6 +45,7 @@ var all = []Tool{
 		// Of all service discoveries Kubernetes' alone; without the web pages, which are no part of the module.
 		tags: "remove_all_sd,enable_kubernetes_sd",
 	},
+	{Name: "registry", packages: []string{"."}},
 	{Name: "grpcurl", packages: []string{"github.com/fullstorydev/grpcurl/cmd/grpcurl"}},
 }
 

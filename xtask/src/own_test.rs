@@ -1,0 +1,103 @@
+//! The test of `up --context`, on a local cluster of its own with a registry beside it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::herd_cluster::{HerdCluster, output};
+use crate::kubectl::Kubectl;
+use crate::paths::Paths;
+use crate::progress;
+use crate::step::{Outcome, Step, run, run_lanes, run_watched};
+use crate::{cargo_test, diagnostics, images, install, machine, models};
+
+/// Name of the cluster.
+const NAME: &str = "own";
+
+/// Where the nodes look for a registry on the machine.
+const REGISTRY_PORT: u16 = 5000;
+
+const TEST: [&str; 5] = ["test", "--release", "--workspace", "--test", "own_cluster"];
+
+/// `cargo xtask e2e --own`.
+pub(crate) fn run_alone(paths: &Paths) -> ExitCode {
+    run_lanes(vec![vec![step(paths)]])
+}
+
+/// The test as one step.
+pub(crate) fn step(paths: &Paths) -> Step<'_> {
+    Step::new("own cluster", || match machine::obstacle() {
+        Some(why) => Outcome::skip(why),
+        None => test(paths),
+    })
+}
+
+fn test(paths: &Paths) -> Outcome {
+    let _down = Down(paths);
+    let mut outcome = match prepare(paths) {
+        Ok(mut command) => {
+            command.args(["--", "--test-threads=1", "--show-output"]);
+            let (success, output) = run(command);
+            cargo_test::outcome(success, output)
+        }
+        Err(error) => Outcome::one(false, String::new(), format!("{error:#}\n")),
+    };
+    let kubectl = Kubectl::of(&install::cluster_folder(paths, NAME));
+    if outcome.failed > 0 && kubectl.program().is_file() {
+        outcome.output += &diagnostics::collect(&kubectl, &[]);
+    }
+    outcome
+}
+
+/// Everything that the test needs, and the command that runs it.
+fn prepare(paths: &Paths) -> Result<Command> {
+    install::remove(paths, NAME)?;
+    // All that is compiled comes first: the probes of a cluster fail for want of a processor.
+    progress::step("tests", |activity| {
+        let mut compile = paths.cargo(&TEST);
+        compile.arg("--no-run");
+        let (success, output) = run_watched(compile, |line| activity.set(line));
+        ensure!(success, "{}", output.trim_end());
+        Ok(((), crate::step::compiled(&output)))
+    })?;
+    images::make(paths, &[models::FP8])?;
+    let program = HerdCluster::build(paths)?;
+    let tools = progress::quietly("tools", |_| {
+        Ok([program.tool("helm")?, program.tool("registry")?, program.tool("kubernetes")?])
+    })?;
+    let [helm, registry, kubernetes] = tools;
+    let kubectl = kubernetes.with_file_name("kubectl");
+    output(program.command_with_tools(&["up", "--name", NAME])?).context("failed to start the cluster")?;
+    let cluster = install::cluster_folder(paths, NAME);
+    let mut command = paths.cargo(&TEST);
+    command
+        .env("HERD_E2E_XTASK", std::env::current_exe().context("where is this program?")?)
+        .env("HERD_E2E_KUBECONFIG", cluster.join("kubeconfig"))
+        .env("HERD_E2E_KUBECTL", kubectl)
+        .env("HERD_E2E_HELM", helm)
+        .env("HERD_E2E_REGISTRY", registry)
+        .env("HERD_E2E_REGISTRY_ADDRESS", registry_address(&cluster)?);
+    Ok(command)
+}
+
+/// The machine's address as the cluster's nodes know it.
+fn registry_address(cluster: &Path) -> Result<String> {
+    let path = cluster.join("state.json");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let state: serde_json::Value = serde_json::from_str(&text).context("the cluster's state")?;
+    let network = state["Network"].as_u64().context("the cluster has no network")?;
+    Ok(format!("10.{}.1.1:{REGISTRY_PORT}", 100 + network))
+}
+
+/// Takes the cluster down when dropped.
+struct Down<'a>(&'a Paths);
+
+impl Drop for Down<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = install::remove(self.0, NAME) {
+            eprintln!("failed to take down {NAME}: {error:#}");
+        }
+    }
+}

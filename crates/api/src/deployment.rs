@@ -185,8 +185,7 @@ pub enum AcceleratorKind {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Autoscaling {
-    /// SLO unless given: the operator, from metrics. External: another autoscaler, through /scale. "Off", in quotes, since
-    /// YAML has a boolean of that name: people.
+    /// SLO unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<AutoscalingMode>,
     /// GPUs (ranks, where they have none) of all gangs together, beyond which the autoscaler adds none. What runs goes on.
@@ -195,7 +194,8 @@ pub struct Autoscaling {
     pub gpu_budget: Option<i32>,
 }
 
-/// Who sets how many gangs there are.
+/// SLO, unless given: the operator, from metrics. External: another autoscaler, through /scale. "Off", in quotes, since YAML
+/// has a boolean of that name: people.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AutoscalingMode {
     /// The operator, from Prometheus's metrics.

@@ -112,13 +112,11 @@ impl Stopped {
     fn stop(fleet: &Fleet) -> Result<Self> {
         let stopped = Self(fleet.kubectl().within("monitoring"));
         stopped.scale(0)?;
-        stopped.0.run(&[
-            "wait",
-            "--for=delete",
-            "pod",
-            "--selector=app.kubernetes.io/name=prometheus",
-            "--timeout=60s",
-        ])?;
+        eventually("Prometheus to be gone", READY_WITHIN, || {
+            let pods = stopped.0.list("pods", "app.kubernetes.io/name=prometheus")?;
+            ensure!(pods.is_empty(), "{} pods", pods.len());
+            Ok(())
+        })?;
         Ok(stopped)
     }
 

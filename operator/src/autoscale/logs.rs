@@ -119,7 +119,9 @@ mod tests {
         let left = ["a", "b"].map(|name| recording(&logs, name));
         assert_eq!(left.each_ref().map(|of| of.entries.len()), [70, 30]);
         assert_eq!(left[0].entries[69].input.now_ms, 299);
-        left.iter().for_each(|of| of.replay().unwrap());
+        for of in &left {
+            of.replay().unwrap();
+        }
     }
 
     #[test]

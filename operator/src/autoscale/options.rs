@@ -14,7 +14,7 @@ struct Address(Option<Prometheus>);
 /// Of the autoscaler.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AutoscalerOptions {
-    /// Where Prometheus is: http://HOST[:PORT][/PATH]; without it pools stay as they are
+    /// Where Prometheus is, at `http://HOST[:PORT][/PATH]`; without it pools stay as they are
     #[arg(long, env = "HERD_PROMETHEUS", value_name = "URL", default_value = "", value_parser = prometheus)]
     prometheus: Address,
     /// How often Prometheus scrapes workers

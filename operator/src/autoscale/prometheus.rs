@@ -1,5 +1,6 @@
 //! Instant queries to Prometheus's HTTP API, each bounded in time and size.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use hyper::http::uri::Scheme;
 use hyper::{Method, Request, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 /// For an answer, from before the connection is opened.
@@ -46,6 +47,8 @@ const LIMITS: Limits = Limits { deadline: DEADLINE, bytes: MAX_BYTES };
 pub(crate) enum PrometheusError {
     #[error("{0:?} is not http://HOST[:PORT][/PATH]")]
     Address(String),
+    #[error("failed to find {authority}: {source}")]
+    Find { authority: String, source: std::io::Error },
     #[error("failed to connect to {authority}: {source}")]
     Connect { authority: String, source: std::io::Error },
     #[error("failed to ask {authority}: {source}")]
@@ -126,12 +129,23 @@ impl Prometheus {
         self
     }
 
-    /// What `query` gives now.
-    pub(super) async fn query(&self, query: &str) -> Result<Vec<Point>, PrometheusError> {
+    /// Its addresses now. A name that nobody answers for holds a thread, so it is asked for once for several queries.
+    pub(super) async fn find(&self) -> Result<Vec<SocketAddr>, PrometheusError> {
+        let Self { host, port, authority, .. } = self;
+        let found = self.in_time(lookup_host((host.as_str(), *port))).await?;
+        let found = found.map_err(|source| PrometheusError::Find { authority: authority.clone(), source })?;
+        Ok(found.collect())
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, PrometheusError> {
         let Limits { deadline, bytes: _ } = self.limits;
-        let (status, body) = timeout(deadline, self.ask(query))
-            .await
-            .map_err(|_| PrometheusError::Deadline { authority: self.authority.clone(), deadline })??;
+        let late = |_| PrometheusError::Deadline { authority: self.authority.clone(), deadline };
+        timeout(deadline, work).await.map_err(late)
+    }
+
+    /// What `query` gives now, at one of these addresses.
+    pub(super) async fn query(&self, at: &[SocketAddr], query: &str) -> Result<Vec<Point>, PrometheusError> {
+        let (status, body) = self.in_time(self.ask(at, query)).await??;
         let text = || {
             let text = String::from_utf8_lossy(&body);
             text[..text.floor_char_boundary(MAX_QUOTE)].to_owned()
@@ -146,11 +160,11 @@ impl Prometheus {
         }
     }
 
-    async fn ask(&self, query: &str) -> Result<(u16, Bytes), PrometheusError> {
-        let Self { host, port, authority, path, limits } = self;
+    async fn ask(&self, at: &[SocketAddr], query: &str) -> Result<(u16, Bytes), PrometheusError> {
+        let Self { host: _, port: _, authority, path, limits } = self;
         let connect = |source| PrometheusError::Connect { authority: authority.clone(), source };
         let ask = |source| PrometheusError::Ask { authority: authority.clone(), source };
-        let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(connect)?;
+        let stream = TcpStream::connect(at).await.map_err(connect)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ask)?;
         let form = format!("query={}&timeout={}ms", encoded(query), limits.deadline.as_millis());
         let mut request = Request::new(Full::new(Bytes::from(form)));

@@ -101,7 +101,8 @@ impl Queries {
     pub(super) async fn ask(&self, prometheus: &Prometheus) -> Result<Gathered, PrometheusError> {
         let Self { gauges, scraped, rates } = self;
         let queries = [gauges, scraped].into_iter().chain(rates.iter().map(|(_, query)| query));
-        let answers = try_join_all(queries.map(|query| prometheus.query(query))).await?;
+        let at = prometheus.find().await?;
+        let answers = try_join_all(queries.map(|query| prometheus.query(&at, query))).await?;
         let mut gathered = Gathered::default();
         for (index, answer) in answers.into_iter().enumerate() {
             for point in answer {

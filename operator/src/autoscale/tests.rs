@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const POLICY: Policy =
     Policy { interval_ms: 5_000, scrape_interval_ms: 5_000, up_after_ms: 10_000, down_window_ms: 60_000 };
 
+/// As they are watched.
+type Objects = (Vec<Arc<Watched<LlamaDeployment>>>, Vec<Arc<Watched<LlamaPool>>>);
+
 struct World {
     api: FakeApi,
     prometheus: FakePrometheus,
@@ -82,7 +85,7 @@ impl World {
         self.second += 5;
     }
 
-    fn objects(&self) -> (Vec<Arc<Watched<LlamaDeployment>>>, Vec<Arc<Watched<LlamaPool>>>) {
+    fn objects(&self) -> Objects {
         self.api.look(|seen| {
             let deployment = serde_json::from_value(seen.deployment.clone()).unwrap();
             let pools = seen.pools.values().map(|pool| serde_json::from_value(pool.clone()).unwrap());

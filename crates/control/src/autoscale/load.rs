@@ -128,7 +128,7 @@ struct Prompts {
     tokens_per_s_of_a_gang: Option<f64>,
     drain_within_s: f64,
     /// Whether a step that runs is a step for prompts: a gang that decodes too is always busy.
-    prompts_alone: bool,
+    dedicated: bool,
 }
 
 impl Prompts {
@@ -139,7 +139,7 @@ impl Prompts {
             busy: total(samples, |sample| sample.busy_ms_per_s) / 1000.0,
             tokens_per_s_of_a_gang: throughput.map(|tokens| tokens as f64 / 1000.0),
             drain_within_s: drain_within_ms.max(1) as f64 / 1000.0,
-            prompts_alone: role == Role::Prefill,
+            dedicated: role == Role::Prefill,
         }
     }
 
@@ -150,7 +150,7 @@ impl Prompts {
                 let comes = (self.tokens_per_s / of_a_gang).min(self.busy);
                 comes + self.waiting_tokens / (of_a_gang * self.drain_within_s)
             }
-            None if self.prompts_alone => self.busy,
+            None if self.dedicated => self.busy,
             None => 0.0,
         }
     }

@@ -6,6 +6,9 @@ use herd_api::condition::reason;
 use super::{IDLE, POLICY, World, pool, sequences};
 use crate::autoscale::{Decision, Input, Reading, Sample};
 
+/// What is done to an input.
+type Spoil<'a> = &'a dyn Fn(&mut Input);
+
 fn two_decode_gangs() -> World {
     let mut world = World::new(&[pool(Role::Prefill, 1, 4), pool(Role::Decode, 1, 4)]);
     world.input.pools[1].replicas = 2;
@@ -32,7 +35,7 @@ fn spoilt(world: &mut World, seconds: i64, spoil: impl Fn(&mut Input)) -> Decisi
 #[test]
 fn whatever_is_wrong_with_the_data_nothing_goes_and_the_condition_says_why() {
     let of_first_decode = |input: &mut Input, reading: Reading| input.pools[1].gangs[0].reading = reading;
-    let cases: [(&str, &str, &dyn Fn(&mut Input)); 6] = [
+    let cases: [(&str, &str, Spoil<'_>); 6] = [
         (reason::PROMETHEUS_UNREACHABLE, "connection refused", &|input| {
             input.trouble = Some("http://p: connection refused".to_owned());
         }),

@@ -11,6 +11,8 @@ mod options;
 mod prometheus;
 mod queries;
 #[cfg(test)]
+mod real_prometheus;
+#[cfg(test)]
 mod tests;
 mod verdicts;
 

@@ -37,7 +37,7 @@ pub(crate) struct Page {
     metrics: Arc<Metrics>,
     recent: Arc<Recent>,
     decisions: Option<Decisions>,
-    report: Mutex<Option<(Instant, Bytes)>>,
+    report: Cached,
     _following: OwnedTask,
 }
 
@@ -50,7 +50,7 @@ impl Page {
             metrics: Arc::clone(metrics),
             recent,
             decisions,
-            report: Mutex::default(),
+            report: Cached::default(),
             _following: following,
         }
     }
@@ -61,18 +61,31 @@ impl Page {
     }
 
     fn fresh(&self) -> Bytes {
-        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        self.report.get(|| {
+            let none = BTreeMap::new();
+            let decisions = self.decisions.as_ref().map(watch::Receiver::borrow);
+            let decisions = decisions.as_deref().unwrap_or(&none);
+            let fleet = FleetReport::new(&self.fleet, &self.metrics, &self.recent, decisions);
+            // All of its keys are strings, which is all that can fail.
+            Bytes::from(serde_json::to_vec(&fleet).unwrap_or_default())
+        })
+    }
+}
+
+/// What was made last, and when.
+#[derive(Debug, Default)]
+struct Cached(Mutex<Option<(Instant, Bytes)>>);
+
+impl Cached {
+    /// Makes it where there is none that is fresh; who comes meanwhile waits for it.
+    fn get(&self, make: impl FnOnce() -> Bytes) -> Bytes {
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        match &*report {
+        match &*cached {
             Some((made, bytes)) if now.duration_since(*made) < FRESH => bytes.clone(),
             _ => {
-                let none = BTreeMap::new();
-                let decisions = self.decisions.as_ref().map(watch::Receiver::borrow);
-                let decisions = decisions.as_deref().unwrap_or(&none);
-                let fleet = FleetReport::new(&self.fleet, &self.metrics, &self.recent, decisions);
-                // All of its keys are strings, which is all that can fail.
-                let bytes = Bytes::from(serde_json::to_vec(&fleet).unwrap_or_default());
-                *report = Some((now, bytes.clone()));
+                let bytes = make();
+                *cached = Some((now, bytes.clone()));
                 bytes
             }
         }
@@ -107,4 +120,26 @@ fn answer(kind: &'static str, body: Body) -> Response<Body> {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_of_viewers_costs_one_report() {
+        let (cached, mut made) = (Cached::default(), 0);
+        let mut get = |made: &mut usize| {
+            cached.get(|| {
+                *made += 1;
+                Bytes::from(made.to_string())
+            })
+        };
+        for _ in 0..100 {
+            assert_eq!(get(&mut made), "1");
+        }
+        tokio::time::advance(FRESH).await;
+        assert_eq!(get(&mut made), "2");
+        assert_eq!(made, 2);
+    }
 }

@@ -63,9 +63,9 @@ pub(crate) struct BenchArguments {
 }
 
 /// Until the last answer. An error where nothing was answered.
-pub(crate) fn run(arguments: BenchArguments) -> anyhow::Result<()> {
+pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(measure(&arguments))?;
+    let report = runtime.block_on(measure(arguments))?;
     print!("{report}");
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report.json())? + "\n";

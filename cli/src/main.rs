@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Chat(arguments) => chat::run(arguments),
         Command::Status(arguments) => status::run(arguments),
-        Command::Bench(arguments) => bench::run(arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Models(command) => models::run(command),
     };
     match result {

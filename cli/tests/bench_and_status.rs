@@ -1,6 +1,6 @@
 //! `herd bench` and `herd status`, from outside, against a fleet on the fake backend.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "this is how a test fails")]
 
 use std::path::Path;
 use std::process::Stdio;

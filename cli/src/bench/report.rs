@@ -173,8 +173,8 @@ impl fmt::Display for Report {
                 times.quantile(0.99),
                 times.0.last().copied(),
             ];
-            let cells: String = cells.into_iter().map(|seconds| format!("{:>10}", cell(seconds))).collect();
-            writeln!(f, "{name:<24}{cells}")?;
+            let [mean, p50, p90, p99, max] = cells.map(cell);
+            writeln!(f, "{name:<24}{mean:>10}{p50:>10}{p90:>10}{p99:>10}{max:>10}")?;
         }
         Ok(())
     }

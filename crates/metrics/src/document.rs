@@ -33,8 +33,7 @@ pub fn document() -> String {
 }
 
 fn table(metrics: &[&Metric]) -> String {
-    let mut text = "| metric | kind | unit | labels | meaning |\n|---|---|---|---|---|\n".to_owned();
-    for Metric { name, kind, unit, labels, help } in metrics {
+    let line = |Metric { name, kind, unit, labels, help }: &&Metric| {
         let labels: Vec<String> = labels
             .iter()
             .map(|label| match label.values {
@@ -42,19 +41,20 @@ fn table(metrics: &[&Metric]) -> String {
                 Values::Models => format!("`{}`", label.name),
             })
             .collect();
-        text += &format!("| `{name}` | {} | {unit} | {} | {help} |\n", kind.word(), labels.join("; "));
-    }
-    text
+        format!("| `{name}` | {} | {unit} | {} | {help} |\n", kind.word(), labels.join("; "))
+    };
+    let head = "| metric | kind | unit | labels | meaning |\n|---|---|---|---|---|\n";
+    let lines: String = metrics.iter().map(line).collect();
+    format!("{head}{lines}")
 }
 
 fn aliases(aliases: &[Alias]) -> String {
-    let mut text = "\n### Under other names\n\n\
+    let head = "\n### Under other names\n\n\
         The same numbers as vLLM names them, for dashboards and for endpoint pickers of the Gateway API Inference Extension, \
         which read queued and running requests, KV usage, and block size and count. Each has the label `model_name`, the \
         LlamaDeployment's name (`--model-name`, `HERD_MODEL_NAME`). `--metric-aliases=false` (`HERD_METRIC_ALIASES`) leaves \
-        them out.\n\n| alias | of |\n|---|---|\n"
-        .to_owned();
-    for Alias { name, of } in aliases {
+        them out.\n\n| alias | of |\n|---|---|\n";
+    let line = |Alias { name, of }: &Alias| {
         let of = match of {
             AliasOf::Same(metric) => format!("`{}`", metric.name),
             AliasOf::Info(gauges) => {
@@ -63,29 +63,31 @@ fn aliases(aliases: &[Alias]) -> String {
                 format!("1, with the labels {}", labels.join(", "))
             }
         };
-        text += &format!("| `{name}` | {of} |\n");
-    }
-    text
+        format!("| `{name}` | {of} |\n")
+    };
+    let lines: String = aliases.iter().map(line).collect();
+    format!("{head}{lines}")
 }
 
 fn bounds() -> String {
-    let mut text = "\n## Bounds of histograms\n\n\
+    let head = "\n## Bounds of histograms\n\n\
         Dense where targets usually lie, since a quantile is only known between two bounds: 0.2 s to 10 s for the first token, \
         10 ms to 200 ms for the next ones. They reach far beyond, so that a system that is overloaded still shows how slow it \
         is, and they are the same for every model, so that histograms of gangs and releases add up.\n\n\
-        | histograms | upper bounds |\n|---|---|\n"
-        .to_owned();
+        | histograms | upper bounds |\n|---|---|\n";
     let all = [worker::METRICS, gateway::METRICS, operator::METRICS].concat();
-    for bounds in
-        [buckets::REQUEST_SECONDS, buckets::TOKEN_SECONDS, buckets::STEP_COUNTS, buckets::RECONCILE_SECONDS]
-    {
+    let line = |bounds: &'static [f64]| {
         let names: Vec<_> = all
             .iter()
             .filter(|metric| metric.kind == Kind::Histogram(bounds))
             .map(|metric| format!("`{}`", metric.name))
             .collect();
         let bounds: Vec<_> = bounds.iter().map(f64::to_string).collect();
-        text += &format!("| {} | {} |\n", names.join(", "), bounds.join(", "));
-    }
-    text
+        format!("| {} | {} |\n", names.join(", "), bounds.join(", "))
+    };
+    let lines: String =
+        [buckets::REQUEST_SECONDS, buckets::TOKEN_SECONDS, buckets::STEP_COUNTS, buckets::RECONCILE_SECONDS]
+            .map(line)
+            .concat();
+    format!("{head}{lines}")
 }

@@ -1,7 +1,5 @@
 //! What is declared is sound, bounded, and what the documentation says.
 
-#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
-
 use std::collections::BTreeSet;
 use std::path::Path;
 

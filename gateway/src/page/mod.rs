@@ -37,7 +37,7 @@ pub(crate) struct Page {
     metrics: Arc<Metrics>,
     recent: Arc<Recent>,
     decisions: Option<Decisions>,
-    report: Mutex<Option<(Instant, Bytes)>>,
+    report: Cached,
     _following: OwnedTask,
 }
 
@@ -50,7 +50,7 @@ impl Page {
             metrics: Arc::clone(metrics),
             recent,
             decisions,
-            report: Mutex::default(),
+            report: Cached::default(),
             _following: following,
         }
     }
@@ -61,18 +61,30 @@ impl Page {
     }
 
     fn fresh(&self) -> Bytes {
-        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        match &*report {
+        self.report.get(Instant::now(), || {
+            let none = BTreeMap::new();
+            let decisions = self.decisions.as_ref().map(watch::Receiver::borrow);
+            let decisions = decisions.as_deref().unwrap_or(&none);
+            let fleet = FleetReport::new(&self.fleet, &self.metrics, &self.recent, decisions);
+            // All of its keys are strings, which is all that can fail.
+            Bytes::from(serde_json::to_vec(&fleet).unwrap_or_default())
+        })
+    }
+}
+
+/// What was made last, and when.
+#[derive(Debug, Default)]
+struct Cached(Mutex<Option<(Instant, Bytes)>>);
+
+impl Cached {
+    /// Makes it where there is none that is fresh; who comes meanwhile waits for it.
+    fn get(&self, now: Instant, make: impl FnOnce() -> Bytes) -> Bytes {
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cached {
             Some((made, bytes)) if now.duration_since(*made) < FRESH => bytes.clone(),
             _ => {
-                let none = BTreeMap::new();
-                let decisions = self.decisions.as_ref().map(watch::Receiver::borrow);
-                let decisions = decisions.as_deref().unwrap_or(&none);
-                let fleet = FleetReport::new(&self.fleet, &self.metrics, &self.recent, decisions);
-                // All of its keys are strings, which is all that can fail.
-                let bytes = Bytes::from(serde_json::to_vec(&fleet).unwrap_or_default());
-                *report = Some((now, bytes.clone()));
+                let bytes = make();
+                *cached = Some((now, bytes.clone()));
                 bytes
             }
         }
@@ -107,4 +119,26 @@ fn answer(kind: &'static str, body: Body) -> Response<Body> {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_of_viewers_costs_one_report() {
+        let (cached, mut made) = (Cached::default(), 0);
+        let mut get = |now| {
+            cached.get(now, || {
+                made += 1;
+                Bytes::from(made.to_string())
+            })
+        };
+        let first = Instant::now();
+        for _ in 0..100 {
+            assert_eq!(get(first), "1");
+        }
+        assert_eq!(get(first + FRESH - Duration::from_millis(1)), "1");
+        assert_eq!(get(first + FRESH), "2");
+    }
 }

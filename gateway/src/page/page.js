@@ -11,7 +11,7 @@ function make(name, attributes, ...children) {
 }
 
 function time(seconds) {
-  if (seconds < 1) return `${(seconds * 1000).toPrecision(3).replace(/\.0+$/, '')} ms`;
+  if (seconds < 1) return `${(seconds * 1000).toPrecision(seconds < 0.01 ? 2 : 3)} ms`;
   return `${seconds.toPrecision(3)} s`;
 }
 

@@ -86,11 +86,8 @@ impl Recent {
     }
 
     /// Since the oldest look, and how long that is.
-    pub(crate) fn rates(&self, metrics: &Metrics) -> (Duration, BTreeMap<String, Rates>) {
-        self.until(look(metrics, Instant::now()))
-    }
-
-    fn until(&self, now: Look) -> (Duration, BTreeMap<String, Rates>) {
+    pub(crate) fn rates(&self, metrics: &Metrics, now: Instant) -> (Duration, BTreeMap<String, Rates>) {
+        let now = look(metrics, now);
         let looks = self.lock();
         let Some(before) = looks.front() else { return (Duration::ZERO, BTreeMap::new()) };
         let time = now.at.duration_since(before.at);
@@ -199,11 +196,11 @@ mod tests {
             recent.keep(look(&metrics, now));
             now += PERIOD;
         }
-        let (time, rates) = recent.until(look(&metrics, now));
+        let (time, rates) = recent.rates(&metrics, now);
         assert_eq!(time, WINDOW + PERIOD);
         assert_eq!(rates["m"], Rates::default(), "what is long past");
         observed(&metrics, &[0.15; 13]);
-        let (_, rates) = recent.until(look(&metrics, now));
+        let (_, rates) = recent.rates(&metrics, now);
         let Rates { requests_per_second, output_tokens_per_second, time_to_first_token, .. } = &rates["m"];
         assert!((requests_per_second - 0.2).abs() < 1e-9, "{rates:?}");
         assert!((output_tokens_per_second - 2.0).abs() < 1e-9);
@@ -218,7 +215,7 @@ mod tests {
             |counts: [u64; 4]| Buckets([1.0, 2.0, 4.0, f64::INFINITY].into_iter().zip(counts).collect());
         assert_eq!(buckets([0, 0, 0, 0]).quantiles(), None);
         let close = |found: Option<f64>, expected: f64| {
-            assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}")
+            assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}");
         };
         close(buckets([0, 10, 10, 10]).quantile(0.5), 1.5);
         close(buckets([5, 5, 10, 10]).quantile(0.5), 1.0);

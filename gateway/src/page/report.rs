@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::recent::{Quantiles, Rates, Recent};
 use crate::fleet::{Fleet, ListedModel};
@@ -112,7 +113,7 @@ impl FleetReport {
         recent: &Recent,
         decisions: &BTreeMap<String, LastScale>,
     ) -> Self {
-        let (window, mut rates) = recent.rates(metrics);
+        let (window, mut rates) = recent.rates(metrics, Instant::now());
         let waiting = fleet.waiting();
         let models = fleet.models().into_iter().take(MAX_MODELS).map(|model| {
             let ListedModel { name, digest, context_length, ready_gangs: _ } = model;

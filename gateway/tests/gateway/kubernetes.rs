@@ -62,6 +62,26 @@ async fn a_gang_that_appears_is_routed_to_and_one_that_vanishes_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_autoscaler_decided_last_is_in_the_report() {
+    let (server, running) = served().await;
+    let decided = async |expected: &Value| {
+        let shown = async || running.get("/fleet.json").await.json()["models"][0]["last_scale"].clone();
+        soon(async { while shown().await != *expected {} }).await;
+    };
+    decided(&Value::Null).await;
+    let first =
+        json!({"time": "2026-11-25T10:00:00Z", "prefill": 1, "decode": 3, "unified": null, "reason": "busy"});
+    server.decided("default", "tiny", &first);
+    decided(&first).await;
+    let second = json!({"time": "2026-11-25T10:05:00Z", "prefill": 1, "decode": 2, "unified": null, "reason": "quiet"});
+    server.decided("default", "tiny", &second);
+    server.cut();
+    decided(&second).await;
+    server.deployment_gone("default", "tiny");
+    decided(&Value::Null).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gang_that_is_called_unready_and_says_that_it_is_ready_is_the_last_resort() {
     let (server, running) = served().await;
     let (one, two) = (saying("one").await, saying("two").await);

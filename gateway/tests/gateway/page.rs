@@ -55,7 +55,7 @@ async fn the_report_says_what_there_is_and_what_it_does() {
 }
 
 #[tokio::test]
-async fn what_runs_shows_and_a_second_of_viewers_costs_one_report() {
+async fn what_runs_shows() {
     let fleet = fleet::fake(&[Role::Unified]).await;
     fleet.controls[0].close();
     let request = json!({"model": "tiny", "prompt": vec![1; 640], "max_tokens": 128});
@@ -63,15 +63,10 @@ async fn what_runs_shows_and_a_second_of_viewers_costs_one_report() {
         soon(async { while report(&fleet.running).await.gangs[0].running == 0 {} }).await;
         let found = report(&fleet.running).await;
         assert_eq!((found.in_flight, found.gangs[0].kv_blocks_used), (1, 12));
-        // The same bytes, though things go on.
-        let before = fleet.running.get("/fleet.json").await.body;
         fleet.controls[0].open();
-        let after = fleet.running.get("/fleet.json").await.body;
-        before == after
     };
-    let (same, answer) = tokio::join!(busy, fleet.running.post("/v1/completions", &request));
+    let ((), answer) = tokio::join!(busy, fleet.running.post("/v1/completions", &request));
     assert_eq!(answer.status, 200);
-    assert!(same || cfg!(debug_assertions), "two requests within a second got two reports");
     soon(async { while report(&fleet.running).await.gangs[0].running > 0 {} }).await;
 }
 

@@ -92,14 +92,14 @@ impl Projection {
                 }
                 PartFormat::Bf16 | PartFormat::F32 => packed.multiply(isa, x),
                 PartFormat::Fp8 { scales } => {
-                    let Quantized { values, scales: x_scales, clipped: _ } = match quantized {
-                        Some(ref quantized) => quantized,
-                        None => {
+                    let Quantized { values, scales: x_scales, clipped: _ } =
+                        if let Some(ref quantized) = quantized {
+                            quantized
+                        } else {
                             let new = quantize(x, inputs, activation_scale_ub, split_by_inputs)?;
                             self.clipped.add(new.clipped);
                             quantized.insert(new)
-                        }
-                    };
+                        };
                     let mut lanes = packed.multiply(isa, values);
                     rescale(&mut lanes, x_scales, scales);
                     lanes

@@ -1,4 +1,4 @@
-//! As much of a Kubernetes API server as a gateway looks at: list and watch of Services and `EndpointSlice`s.
+//! As much of a Kubernetes API server as a gateway looks at: list and watch of Services, `EndpointSlice`s and LlamaDeployments.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -62,6 +62,7 @@ enum Happened {
 
 pub(crate) const SERVICES: &str = "services";
 pub(crate) const SLICES: &str = "endpointslices";
+pub(crate) const DEPLOYMENTS: &str = "llamadeployments";
 
 impl ApiServer {
     pub(crate) async fn start() -> Self {
@@ -100,6 +101,8 @@ impl ApiServer {
             .route("/api/v1/namespaces/{namespace}/services", get(answer_one))
             .route("/apis/discovery.k8s.io/v1/endpointslices", get(answer_all))
             .route("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices", get(answer_one))
+            .route("/apis/herd.dev/v1alpha1/llamadeployments", get(answer_all))
+            .route("/apis/herd.dev/v1alpha1/namespaces/{namespace}/llamadeployments", get(answer_one))
             .with_state(self.store.clone());
         let stop = watch::Sender::new(false);
         let mut stopped = stop.subscribe();
@@ -133,6 +136,18 @@ impl ApiServer {
         let conditions = json!({"ready": ready, "serving": ready, "terminating": false});
         object["endpoints"] = json!([{"addresses": [address.ip().to_string()], "conditions": conditions}]);
         self.store.put(SLICES, namespace, &name, object);
+    }
+
+    /// A LlamaDeployment whose autoscaler said this last.
+    pub(crate) fn decided(&self, namespace: &str, name: &str, last_scale: &Value) {
+        let mut object = metadata(namespace, name);
+        object["spec"] = json!({"model": {"source": "oci://r/m:1"}});
+        object["status"] = json!({"lastScale": last_scale});
+        self.store.put(DEPLOYMENTS, namespace, name, object);
+    }
+
+    pub(crate) fn deployment_gone(&self, namespace: &str, name: &str) {
+        self.store.delete(DEPLOYMENTS, namespace, name);
     }
 
     /// That slice is deleted.
@@ -271,7 +286,7 @@ async fn answer(store: Store, namespace: Option<String>, uri: &Uri, headers: &He
     let query: BTreeMap<&str, String> = pairs.map(|(key, value)| (key, decoded(value))).collect();
     let accept = headers.get("accept").and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let asked = Asked {
-        kind: if uri.path().ends_with(SERVICES) { SERVICES } else { SLICES },
+        kind: [SERVICES, SLICES, DEPLOYMENTS].into_iter().find(|kind| uri.path().ends_with(kind)).unwrap(),
         namespace,
         selector: query.get("labelSelector").map(|selector| {
             let (key, value) = selector.split_once('=').unwrap();
@@ -308,6 +323,7 @@ impl Asked {
         let (version, kind) = match (self.metadata_only, self.kind) {
             (true, _) => ("meta.k8s.io/v1", "PartialObjectMetadata"),
             (false, SERVICES) => ("v1", "Service"),
+            (false, DEPLOYMENTS) => ("herd.dev/v1alpha1", "LlamaDeployment"),
             (false, _) => ("discovery.k8s.io/v1", "EndpointSlice"),
         };
         let mut shown =

@@ -22,7 +22,9 @@ fn objects_that_make_no_sense_are_refused_at_admission() -> Result<()> {
         both["spec"]["unified"] = json!({});
         let bounds = json!({"minReplicas": 3, "maxReplicas": 2});
         let unknown = json!({"minReplicas": 1, "replicas": 2});
+        let secret = json!({"source": "oci://r/m:1", "secretRef": {"name": "s"}});
         let cases = [
+            (changed("/spec/model", secret), "secretRef is of hf:// and s3:// sources"),
             (both, "give either prefill and decode, or unified"),
             (changed("/spec/unified", bounds), "minReplicas must be at most maxReplicas"),
             (changed("/spec/parallelism/tensor", json!(0)), "spec.parallelism.tensor"),

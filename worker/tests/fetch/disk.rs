@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::hub::{Hub, State};
+use crate::hub::Hub;
 use crate::model::{Node, WEIGHT_BYTES, from_hub, is_whole, pin, state};
 
 struct Mounted(PathBuf);
@@ -47,14 +47,16 @@ async fn a_disk_that_fills_up_in_the_middle_is_told() {
         println!("skipped: a tmpfs cannot be mounted here");
         return;
     };
-    let hub = Hub::start(State::default()).await;
-    *hub.state.lock().unwrap() = state();
+    let hub = Hub::start(state()).await;
     let source = from_hub(&hub, None);
     let pin = pin(&source).await;
     let filler = node.root().join("filler");
     let fills = filler.clone();
     // After there was room.
-    hub.state.lock().unwrap().before = Some(Box::new(move || {
+    hub.state.lock().unwrap().before = Some(Box::new(move |name| {
+        if !name.ends_with(".safetensors") {
+            return;
+        }
         let _ = fs::write(&fills, vec![0; 2 * WEIGHT_BYTES + WEIGHT_BYTES / 2]);
     }));
     let error = node.fetch(source.clone(), &pin).await.unwrap_err();

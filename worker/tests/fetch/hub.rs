@@ -45,8 +45,8 @@ pub(crate) struct State {
     pub(crate) page: Option<usize>,
     /// By file, each for one answer; what comes after them is well.
     pub(crate) faults: HashMap<String, VecDeque<Fault>>,
-    /// Done before a file's bytes are sent.
-    pub(crate) before: Option<Box<dyn Fn() + Send>>,
+    /// Done before the bytes of a file, by its name, are sent.
+    pub(crate) before: Option<Box<dyn Fn(&str) + Send>>,
 }
 
 /// `ORG/NAME` of the only repository.
@@ -133,7 +133,7 @@ fn large(state: &mut State, request: &Request) -> Response {
 
 fn content(state: &mut State, file: HubFile, name: &str, request: &Request) -> Response {
     if let Some(before) = &state.before {
-        before();
+        before(name);
     }
     let fault = state.faults.get_mut(name).and_then(VecDeque::pop_front).unwrap_or(Fault::None);
     match fault {

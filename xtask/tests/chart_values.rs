@@ -69,7 +69,8 @@ fn the_table_has_every_value() {
     let text = read("docs/install.md");
     let (_, values) = text.split_once("## Values\n").expect("docs/install.md has a section on values");
     let (table, _) = values.split_once("\n## ").expect("another section follows");
-    let cells = table.lines().filter(|line| line.starts_with("| `")).map(|line| line.split('|').nth(1).unwrap());
+    let cells =
+        table.lines().filter(|line| line.starts_with("| `")).map(|line| line.split('|').nth(1).unwrap());
     let names = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
     let listed: Vec<String> = names.map(str::to_owned).collect();
     let set: BTreeSet<String> = listed.iter().cloned().collect();

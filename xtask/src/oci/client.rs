@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use thiserror::Error;
 use ureq::http::{self, HeaderMap, Method, StatusCode, header};
@@ -118,7 +119,16 @@ struct Authorization {
 }
 
 impl Client {
+    /// One that trusts what the system trusts.
     pub(crate) fn new(registry: Registry, credentials: Option<Credentials>) -> Self {
+        Self::trusting(registry, credentials, || rustls_native_certs::load_native_certs().certs)
+    }
+
+    pub(super) fn trusting(
+        registry: Registry,
+        credentials: Option<Credentials>,
+        roots: impl FnOnce() -> Vec<CertificateDer<'static>>,
+    ) -> Self {
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent("herd-xtask")
@@ -126,7 +136,7 @@ impl Client {
             .timeout_recv_response(Some(ANSWER))
             .timeout_recv_body(Some(ANSWER));
         if !registry.is_plain() {
-            config = config.tls_config(tls());
+            config = config.tls_config(tls(&roots()));
         }
         Self { agent: config.build().new_agent(), registry, credentials, authorization: Mutex::new(None) }
     }
@@ -282,13 +292,11 @@ impl Client {
     }
 }
 
-/// Trust in what the system trusts.
-fn tls() -> TlsConfig {
-    // What cannot be read is not trusted; with none at all, each connection says so.
-    let certificates = rustls_native_certs::load_native_certs().certs;
-    let certificates: Vec<_> = certificates.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+/// Without any roots, each connection says that its certificate is of an unknown issuer.
+fn tls(roots: &[CertificateDer<'_>]) -> TlsConfig {
+    let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
     TlsConfig::builder()
-        .root_certs(RootCerts::Specific(Arc::new(certificates)))
+        .root_certs(RootCerts::Specific(Arc::new(roots)))
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .build()
 }

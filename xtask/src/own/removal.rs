@@ -14,6 +14,9 @@ const DEFINITIONS: [&str; 2] = ["llamadeployments.herd.dev", "llamapools.herd.de
 /// Made by the operator itself, beside the release.
 const LEASE: &str = "herd-operator";
 
+/// Of the release's pods.
+const POD_LABEL: &str = "app.kubernetes.io/instance=herd";
+
 /// What people have in a namespace that they use.
 const USED: &str = "pods,services,deployments.apps,statefulsets.apps,daemonsets.apps,replicasets.apps,jobs.batch,\
                     cronjobs.batch,persistentvolumeclaims,configmaps,secrets";
@@ -106,6 +109,11 @@ fn namespace(kubectl: &Kubectl) -> Result<Option<String>> {
     let found: Value = serde_json::from_str(&found)?;
     if found["metadata"]["labels"][MADE_BY.0] != MADE_BY.1 {
         return Ok(Some(format!("namespace {NAMESPACE}, which was there before")));
+    }
+    // Helm does not wait for pods that drain.
+    let pods = ["pods", "-l", POD_LABEL];
+    if !kubectl.text(&[&["-n", NAMESPACE, "get"], &pods[..], &["-o", "name"]].concat())?.is_empty() {
+        kubectl.text(&[&["-n", NAMESPACE, "wait", "--for=delete", "--timeout=2m"], &pods[..]].concat())?;
     }
     let held = kubectl.text(&["-n", NAMESPACE, "get", USED, "-o", "name"])?;
     let held: Vec<&str> = held.lines().filter(|object| !GIVEN.contains(object)).collect();

@@ -4,7 +4,12 @@ mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
 
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 
 use self::server::{Manners, Server};
@@ -241,4 +246,48 @@ fn a_blob_that_changed_on_the_way_is_refused() {
     fs::write(made.layout.path(&digest).unwrap(), blob).unwrap();
     let error = format!("{:#}", pushed(&client(&server, None), &made).unwrap_err());
     assert!(error.contains("400") && error.contains("DIGEST_INVALID"), "{error}");
+}
+
+/// A certificate of 127.0.0.2 that nobody else has signed, and its key; none without openssl.
+fn certificate() -> Option<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-nodes",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-days",
+        "2",
+    ]);
+    openssl.args(["-config", "/dev/null", "-subj", "/CN=tests", "-addext", "subjectAltName=IP:127.0.0.2"]);
+    openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    openssl.arg("-keyout").arg(at("key")).arg("-out").arg(at("certificate"));
+    openssl.output().ok().filter(|output| output.status.success())?;
+    let certificate = CertificateDer::from_pem_file(at("certificate")).unwrap();
+    Some((certificate, PrivateKeyDer::from_pem_file(at("key")).unwrap()))
+}
+
+#[test]
+fn with_tls_only_who_is_trusted_gets_an_image() {
+    let Some((certificate, key)) = certificate() else {
+        println!("skipped: there is no openssl to make a certificate with");
+        return;
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![certificate.clone()], key).unwrap();
+    let server = Server::start_with_tls(Arc::new(config));
+    let registry = Registry::parse(&format!("{}/team", server.address), false).unwrap();
+    let made = Made::new();
+    let stranger = Client::trusting(registry.clone(), None, Vec::new);
+    let error = format!("{:#}", pushed(&stranger, &made).unwrap_err());
+    assert!(error.contains("UnknownIssuer"), "{error}");
+    assert_eq!(server.state().requests, [""; 0]);
+    pushed(&Client::trusting(registry, None, || vec![certificate]), &made).unwrap();
+    whole(&server, &made);
 }

@@ -1,11 +1,13 @@
 //! A registry in this process, which can be told to misbehave.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sha2::{Digest as _, Sha256};
 
 /// What it does to clients.
@@ -51,27 +53,42 @@ impl State {
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     state: Arc<Mutex<State>>,
+    ends: Arc<AtomicBool>,
     accepting: Option<thread::JoinHandle<()>>,
 }
 
 impl Server {
     pub(super) fn start(manners: Manners) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::listen("127.0.0.1:0", manners, None)
+    }
+
+    /// One with TLS, at an address that is not taken for one without.
+    pub(super) fn start_with_tls(config: Arc<ServerConfig>) -> Self {
+        Self::listen("127.0.0.2:0", Manners::default(), Some(config))
+    }
+
+    fn listen(address: &str, manners: Manners, tls: Option<Arc<ServerConfig>>) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
+        let ends = Arc::new(AtomicBool::new(false));
         let state = Arc::new(Mutex::new(State { manners, ..State::default() }));
-        let shared = state.clone();
+        let (shared, ending) = (state.clone(), ends.clone());
         let accepting = thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                match serve(&stream, address, &shared) {
-                    Ok(true) => {}
-                    // It was told to end.
-                    Ok(false) => return,
-                    // The client will say what it thinks of that.
-                    Err(_) => drop(stream),
+                if ending.load(Ordering::Acquire) {
+                    return;
                 }
+                // The client will say what it thinks of an error.
+                let _ = match tls.clone() {
+                    None => serve(stream, address, &shared),
+                    Some(config) => {
+                        let connection = ServerConnection::new(config).unwrap();
+                        serve(StreamOwned::new(connection, stream), address, &shared)
+                    }
+                };
             }
         });
-        Self { address, state, accepting: Some(accepting) }
+        Self { address, state, ends, accepting: Some(accepting) }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -81,27 +98,26 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = TcpStream::connect(self.address).and_then(|mut stream| stream.write_all(b"END\r\n\r\n"));
+        self.ends.store(true, Ordering::Release);
+        // Wakes it.
+        drop(TcpStream::connect(self.address));
         let _ = self.accepting.take().map(thread::JoinHandle::join);
     }
 }
 
-/// One request of a connection; false at the end.
-fn serve(stream: &TcpStream, address: SocketAddr, state: &Mutex<State>) -> io::Result<bool> {
+/// One request of a connection.
+fn serve(stream: impl io::Read + io::Write, address: SocketAddr, state: &Mutex<State>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut head = Vec::new();
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
-            return Ok(true);
+            return Ok(());
         }
         if line.trim().is_empty() {
             break;
         }
         head.push(line.trim().to_owned());
-    }
-    if head[0] == "END" {
-        return Ok(false);
     }
     let header = |name: &str| {
         let named = |line: &&String| line.to_ascii_lowercase().starts_with(&format!("{name}:"));
@@ -115,24 +131,22 @@ fn serve(stream: &TcpStream, address: SocketAddr, state: &Mutex<State>) -> io::R
     let upload = method == "PUT" && target.contains("/uploads/");
     if upload && state.manners.cuts > 0 {
         state.manners.cuts -= 1;
-        reader.read_exact(&mut vec![0; length as usize / 2])?;
-        return Ok(true);
+        return reader.read_exact(&mut vec![0; length as usize / 2]);
     }
     let mut body = Vec::new();
-    reader.take(length).read_to_end(&mut body)?;
+    reader.by_ref().take(length).read_to_end(&mut body)?;
     let answer = if upload && state.manners.refusals > 0 {
         state.manners.refusals -= 1;
         (state.manners.refuses_with, Vec::new())
     } else {
         state.answer(method, target, header("authorization").as_deref(), &body, address)
     };
-    write_answer(stream, answer, method == "HEAD")?;
-    Ok(true)
+    write_answer(reader.get_mut(), answer, method == "HEAD")
 }
 
 type Reply = (u16, Vec<(&'static str, String)>);
 
-fn write_answer(mut stream: &TcpStream, (status, mut headers): Reply, bare: bool) -> io::Result<()> {
+fn write_answer(stream: &mut impl io::Write, (status, mut headers): Reply, bare: bool) -> io::Result<()> {
     let body = headers.iter().position(|(name, _)| name.is_empty()).map(|at| headers.remove(at).1);
     let body = body.unwrap_or_default();
     let mut text = format!("HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
@@ -143,7 +157,8 @@ fn write_answer(mut stream: &TcpStream, (status, mut headers): Reply, bare: bool
     if !bare {
         text += &body;
     }
-    stream.write_all(text.as_bytes())
+    stream.write_all(text.as_bytes())?;
+    stream.flush()
 }
 
 impl State {

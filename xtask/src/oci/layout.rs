@@ -113,11 +113,11 @@ impl Layout {
 
     /// The image.
     pub(crate) fn image(&self) -> Result<Parts> {
-        let index = self.read(&self.0.join("index.json"))?;
+        let index = Self::read(&self.0.join("index.json"))?;
         let manifest = index["manifests"].get(0).and_then(Blob::from);
         let manifest = manifest.with_context(|| format!("{} lists no image", self.0.display()))?;
         ensure!(manifest.media_type == MANIFEST, "{} is of type {}", manifest.digest, manifest.media_type);
-        let content = self.read(&self.path(&manifest.digest)?)?;
+        let content = Self::read(&self.path(&manifest.digest)?)?;
         let config = Blob::from(&content["config"]);
         let layers = content["layers"].as_array().map(|layers| layers.iter().map(Blob::from).collect());
         let (Some(config), Some(Some(layers))) = (config, layers) else {
@@ -135,7 +135,7 @@ impl Layout {
         fs::write(&path, value.to_string()).with_context(|| format!("write {}", path.display()))
     }
 
-    fn read(&self, path: &Path) -> Result<Value> {
+    fn read(path: &Path) -> Result<Value> {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
     }

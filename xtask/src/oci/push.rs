@@ -130,11 +130,12 @@ impl<'a> Push<'a> {
             StatusCode::NOT_FOUND => {}
             _ => return Err(head.failure()),
         }
-        let mut uploads = self.url("blobs/uploads/");
-        if let Some(beside) = self.target.beside {
-            uploads += &format!("?mount={}&from={}", escaped(&blob.digest), escaped(beside));
-        }
-        let started = self.send(Method::POST, uploads, &[], Content::Nothing)?;
+        let mount = self.target.beside.map(|beside| {
+            let (digest, beside) = (escaped(&blob.digest), escaped(beside));
+            format!("?mount={digest}&from={beside}")
+        });
+        let uploads = format!("blobs/uploads/{}", mount.unwrap_or_default());
+        let started = self.send(Method::POST, self.url(&uploads), &[], Content::Nothing)?;
         let location = match started.status {
             // It lies beside, and was taken from there.
             StatusCode::CREATED => return Ok(0),

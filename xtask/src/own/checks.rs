@@ -111,7 +111,7 @@ pub(crate) fn serves(kubectl: &Kubectl, cluster: &Cluster) -> Result<Vec<String>
              of the kubelets switches them on"
         ),
         Err(Obstacle::Unknown(why)) => {
-            warnings.push(format!("cannot tell whether there are image volumes: {why:#}"))
+            warnings.push(format!("cannot tell whether there are image volumes: {why:#}"));
         }
     }
     match kubectl.json(&["get", "nodes", TIMEOUT]) {

@@ -40,13 +40,13 @@ fn with_model(example: &str, model: &Image) -> Result<String> {
         let indent = &line[..line.len() - line.trim_start().len()];
         if line.trim_start().starts_with("source: oci://") {
             sources += 1;
-            text += &format!("{indent}source: oci://{}\n", model.reference);
+            text.extend([indent, "source: oci://", &model.reference, "\n"]);
         } else {
-            text += &format!("{line}\n");
+            text.extend([line, "\n"]);
         }
         if line == format!("  name: {}", up::MODEL) {
             names += 1;
-            text += &format!("{indent}labels: {{{key}: {value}}}\n");
+            text.extend([indent, "labels: {", key, ": ", value, "}\n"]);
         }
     }
     ensure!((sources, names) == (1, 1), "{}: want one name {} and one source oci://", up::EXAMPLE, up::MODEL);

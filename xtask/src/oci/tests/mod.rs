@@ -74,8 +74,8 @@ fn whole(server: &Server, made: &Made) {
     assert_eq!(state.manifests["team/a 1"], manifest);
 }
 
-fn me() -> Option<Credentials> {
-    Some(Credentials::Password { user: "me".to_owned(), password: "secret".to_owned() })
+fn me() -> Credentials {
+    Credentials::Password { user: "me".to_owned(), password: "secret".to_owned() }
 }
 
 #[test]
@@ -159,11 +159,11 @@ fn a_layer_of_another_repository_is_taken_from_there() {
 
 #[test]
 fn a_token_is_had_with_the_password_and_again_when_it_expires() {
-    let bearer = me().and_then(|me| me.basic());
+    let bearer = me().basic();
     for token_lasts in [0, 2] {
         let manners = Manners { bearer: bearer.clone(), token_lasts, ..Manners::default() };
         let (made, server) = (Made::new(), Server::start(manners));
-        pushed(&client(&server, me()), &made).unwrap();
+        pushed(&client(&server, Some(me())), &made).unwrap();
         whole(&server, &made);
         let state = server.state();
         let tokens = state.count("GET /token?service=tests&scope=repository%3Ateam%2Fa%3Apull%2Cpush");
@@ -181,15 +181,15 @@ fn tokens_for_nobody_need_no_password() {
 
 #[test]
 fn a_password_is_sent_where_it_is_asked_for() {
-    let basic = me().and_then(|me| me.basic());
+    let basic = me().basic();
     let (made, server) = (Made::new(), Server::start(Manners { basic, ..Manners::default() }));
-    pushed(&client(&server, me()), &made).unwrap();
+    pushed(&client(&server, Some(me())), &made).unwrap();
     whole(&server, &made);
 }
 
 #[test]
 fn without_a_login_it_says_so_at_once() {
-    let basic = me().and_then(|me| me.basic());
+    let basic = me().basic();
     for manners in [
         Manners { basic: basic.clone(), ..Manners::default() },
         Manners { bearer: basic, ..Manners::default() },

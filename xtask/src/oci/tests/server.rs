@@ -151,7 +151,7 @@ fn write_answer(stream: &mut impl io::Write, (status, mut headers): Reply, bare:
     let body = body.unwrap_or_default();
     let mut text = format!("HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
-        text += &format!("{name}: {value}\r\n");
+        text.extend([name, ": ", &value, "\r\n"]);
     }
     text += "\r\n";
     if !bare {
@@ -204,15 +204,11 @@ impl State {
         let stored = |digest: &str| vec![("docker-content-digest", digest.to_owned())];
         if let Some((repository, tag)) = path.split_once("/manifests/") {
             let key = format!("{repository} {tag}");
-            return match method {
-                "HEAD" => {
-                    self.manifests.get(&key).map_or((404, Vec::new()), |text| (200, stored(&sum(text))))
-                }
-                _ => {
-                    self.manifests.insert(key, body.to_vec());
-                    (201, stored(&sum(body)))
-                }
-            };
+            if method == "HEAD" {
+                return self.manifests.get(&key).map_or((404, Vec::new()), |text| (200, stored(&sum(text))));
+            }
+            self.manifests.insert(key, body.to_vec());
+            return (201, stored(&sum(body)));
         }
         if let Some((repository, rest)) = path.split_once("/blobs/uploads/") {
             if method == "POST" {

@@ -46,11 +46,12 @@ fn serve(paths: &Paths, name: &str, began: Instant) -> Result<()> {
         "\nNext:
   {kubectl} get llamadeployments,llamapools,pods
   {herd} chat --grpc {grpc}
-  {kubectl} scale llamapool {MODEL}-decode --replicas 2
+  {herd} bench --url http://{http} --rate 8 --max-tokens 200    # the decode pool grows, and shrinks afterwards
 For a kubectl or helm of your own: export KUBECONFIG={kubeconfig}
 To remove it all: cargo xtask down{option}",
         herd = herd.display(),
         grpc = gateway.grpc,
+        http = gateway.http,
         kubeconfig = kubeconfig.display(),
         option = if name == DEFAULT { String::new() } else { format!(" --name {name}") },
     );

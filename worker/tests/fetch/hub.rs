@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     Short(usize),
 }
 
+pub(crate) type Before = Box<dyn Fn(&str) + Send>;
+
 #[derive(Default)]
 pub(crate) struct State {
     /// By commit.
@@ -46,7 +48,7 @@ pub(crate) struct State {
     /// By file, each for one answer; what comes after them is well.
     pub(crate) faults: HashMap<String, VecDeque<Fault>>,
     /// Done before the bytes of a file, by its name, are sent.
-    pub(crate) before: Option<Box<dyn Fn(&str) + Send>>,
+    pub(crate) before: Option<Before>,
 }
 
 /// `ORG/NAME` of the only repository.

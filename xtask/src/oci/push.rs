@@ -61,12 +61,14 @@ pub(super) struct Push<'a> {
     pause: Duration,
 }
 
+#[cfg(test)]
 impl<'a> Push<'a> {
-    #[cfg(test)]
     pub(super) fn at_once(client: &'a Client, layout: &'a Layout, target: &'a Target<'a>) -> Self {
         Self { client, layout, target, scopes: scopes(target), at: &|_| (), pause: Duration::ZERO }
     }
+}
 
+impl Push<'_> {
     pub(super) fn image(&self) -> Result<Pushed> {
         let Target { repository, tag, beside: _ } = self.target;
         let image = format!("push {repository}:{tag} to {}", self.client.registry().host());

@@ -55,7 +55,7 @@ enum Command {
         /// Use the cluster of this context of the kubeconfig instead: no root, but kubectl, helm and a registry
         #[arg(long, conflicts_with = "name", requires = "registry")]
         context: Option<String>,
-        /// With --context: where images are pushed to, and nodes pull them from: HOST[:PORT]/PATH
+        /// With --context: where images are pushed to, and nodes pull them from: HOST/PATH or HOST:PORT/PATH
         #[arg(long, requires = "context")]
         registry: Option<String>,
         /// The registry has no TLS

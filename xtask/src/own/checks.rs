@@ -115,8 +115,11 @@ pub(crate) fn serves(kubectl: &Kubectl, cluster: &Cluster) -> Result<Vec<String>
         }
     }
     match kubectl.json(&["get", "nodes", TIMEOUT]) {
-        Ok(nodes) => warnings.extend(architecture(&nodes, oci::architecture())?),
-        Err(error) => warnings.push(format!("cannot tell of what architecture nodes are: {error:#}")),
+        Ok(nodes) => {
+            warnings.extend(architecture(&nodes, oci::architecture())?);
+            warnings.extend(runtimes(&nodes));
+        }
+        Err(error) => warnings.push(format!("cannot tell what nodes run: {error:#}")),
     }
     Ok(warnings)
 }
@@ -182,6 +185,33 @@ fn architecture(nodes: &Value, own: &str) -> Result<Option<String>> {
     }))
 }
 
+/// Container runtimes, and their first versions with image volumes.
+const RUNTIMES: [(&str, [u32; 2]); 2] = [("containerd", [2, 1]), ("cri-o", [1, 31])];
+
+/// Nodes whose container runtime is too old for image volumes.
+fn runtimes(nodes: &Value) -> Option<String> {
+    let nodes = nodes["items"].as_array()?;
+    let versions =
+        nodes.iter().filter_map(|node| node["status"]["nodeInfo"]["containerRuntimeVersion"].as_str());
+    let mut old: Vec<&str> = versions.filter(|version| !has_image_volumes(version)).collect();
+    let count = old.len();
+    old.sort_unstable();
+    old.dedup();
+    (count > 0).then(|| {
+        let old = old.join(", ");
+        format!("{count} of {} nodes run {old}: image volumes need containerd 2.1 or CRI-O 1.31", nodes.len())
+    })
+}
+
+/// `containerd://2.1.4`
+fn has_image_volumes(version: &str) -> bool {
+    let Some((name, version)) = version.split_once("://") else { return false };
+    let mut numbers =
+        version.trim_start_matches('v').split(['.', '-', '+']).map_while(|part| part.parse().ok());
+    let version = [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)];
+    RUNTIMES.iter().any(|(runtime, first)| *runtime == name && version >= *first)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,5 +253,24 @@ mod tests {
         let some = architecture(&nodes(&["amd64", "arm64"]), "amd64").unwrap().unwrap();
         assert!(some.starts_with("1 of 2 nodes"), "{some}");
         assert!(architecture(&nodes(&["arm64"]), "amd64").is_err());
+    }
+    #[test]
+    fn runtimes_without_image_volumes_are_named() {
+        for fit in ["containerd://2.1.0", "containerd://v2.3.1-k3s1", "cri-o://1.31.0", "containerd://3.0.0"]
+        {
+            assert!(has_image_volumes(fit), "{fit}");
+        }
+        for old in
+            ["containerd://1.7.27", "containerd://2.0.5", "cri-o://1.30.9", "docker://27.0.0", "containerd"]
+        {
+            assert!(!has_image_volumes(old), "{old}");
+        }
+        let node = |version: &str| json!({"status": {"nodeInfo": {"containerRuntimeVersion": version}}});
+        let nodes = json!({"items": [node("containerd://2.1.0"), node("containerd://1.7.27")]});
+        assert_eq!(
+            runtimes(&nodes).unwrap(),
+            "1 of 2 nodes run containerd://1.7.27: image volumes need containerd 2.1 or CRI-O 1.31"
+        );
+        assert_eq!(runtimes(&json!({"items": [node("containerd://2.1.0")]})), None);
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     /// What the autoscaler says, for whoever writes the status.
     pub(crate) verdicts: Verdicts,
+    reporter: Reporter,
+    /// Of what goes wrong.
     recorder: Recorder,
     /// Failures in a row, by object; one that is well has no entry.
     failures: Mutex<HashMap<String, u32>>,
@@ -45,7 +47,8 @@ impl Context {
     ) -> Self {
         let reporter = Reporter { controller: "herd-operator".to_owned(), instance: Some(identity) };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
+            recorder: Recorder::new(client.clone(), reporter.clone()),
+            reporter,
             client,
             defaults,
             pod_groups,
@@ -69,6 +72,9 @@ impl Context {
     }
 
     /// Tells people. An Event that cannot be written is logged, and nothing waits for it.
+    ///
+    /// A recorder counts what has one reason together, and keeps the words of the first: good for what goes wrong again and
+    /// again, not for what is done, each time with other numbers.
     pub(crate) async fn tell(&self, about: &ObjectReference, action: &str, note: Note) {
         let Note { warning, reason, mut message } = note;
         message.truncate(message.floor_char_boundary(MAX_NOTE));
@@ -79,7 +85,14 @@ impl Context {
             action: action.to_owned(),
             secondary: None,
         };
-        match tokio::time::timeout(EVENT_DEADLINE, self.recorder.publish(&event, about)).await {
+        let published = async {
+            if warning {
+                self.recorder.publish(&event, about).await
+            } else {
+                Recorder::new(self.client.clone(), self.reporter.clone()).publish(&event, about).await
+            }
+        };
+        match tokio::time::timeout(EVENT_DEADLINE, published).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(reason = event.reason, "failed to write an event: {error}"),
             Err(_) => tracing::warn!(reason = event.reason, "an event was not written in {EVENT_DEADLINE:?}"),

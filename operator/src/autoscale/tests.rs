@@ -174,6 +174,17 @@ async fn long_prompts_add_prefill_gangs() {
     }
     world.run(25).await;
     assert_eq!(world.writes(), ["m-prefill 2 by herd-scale"]);
+    // Each change is told with its own numbers.
+    world.set("decode", "herd_requests_running", "100");
+    world.set("decode", "herd_requests_waiting", "20");
+    world.run(25).await;
+    assert_eq!(world.writes(), ["m-decode 2 by herd-scale"]);
+    let events = world.api.look(|seen| seen.events.clone());
+    let told = ["prefill 1 -> 2: ", "decode 1 -> 2: "];
+    assert_eq!(events.len(), told.len(), "{events:?}");
+    for ((reason, note), told) in events.iter().zip(told) {
+        assert!(reason == "ScaledUp" && note.starts_with(told), "{events:?}");
+    }
 }
 
 #[tokio::test]

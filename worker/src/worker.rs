@@ -198,8 +198,8 @@ impl Worker {
                 let engine = start_engine(executor, &model, limits, &host.metrics)?;
                 let gang = Arc::new(host.gang(new_epoch(), model, engine, kv_endpoints, None));
                 tasks.spawn("engine", engine_stops(gang.engine.stopped(), shutdown.clone()));
+                sender.send_replace(Some(Arc::clone(&gang)));
                 gang.says_ready();
-                sender.send_replace(Some(gang));
                 Some(sender)
             }
         };

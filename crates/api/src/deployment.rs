@@ -80,7 +80,7 @@ pub struct LlamaDeploymentSpec {
     .message("secretRef is of hf:// and s3:// sources")
     .reason(Reason::FieldValueInvalid))]
 pub struct Model {
-    /// hf://ORG/NAME[@REVISION], oci://REGISTRY/NAME:TAG (an image with the checkpoint at its root), pvc://CLAIM[/FOLDER] or s3://BUCKET[/PREFIX].
+    /// `hf://ORG/NAME[@REVISION]`, `oci://REGISTRY/NAME:TAG` (an image with the checkpoint at its root), `pvc://CLAIM[/FOLDER]` or `s3://BUCKET[/PREFIX]`.
     #[schemars(length(min = 1, max = 1024))]
     #[x_kube(validation = Rule::new("self.matches('^(hf|oci|pvc|s3)://[^/]')")
         .message("model.source must be hf://ORG/NAME[@REVISION], oci://IMAGE, pvc://CLAIM[/FOLDER] or s3://BUCKET[/PREFIX]")

@@ -149,8 +149,8 @@ impl Leader {
             }
         };
         let gang = Arc::new(self.host.gang(epoch, model, engine, kv_endpoints, Some(Arc::clone(&followers))));
-        gang.says_ready();
         self.current.send_replace(Some(Arc::clone(&gang)));
+        gang.says_ready();
         let stopped = gang.engine.stopped();
         let reason = tokio::select! {
             reason = followers.ended() => reason,

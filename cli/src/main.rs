@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod models;
 mod serve;
+mod server_url;
 mod status;
 
 use std::path::PathBuf;

@@ -7,6 +7,8 @@ mod controllers;
 mod deployment;
 mod describe;
 mod error;
+#[cfg(test)]
+mod fake_api;
 mod http;
 mod lease;
 mod metrics;

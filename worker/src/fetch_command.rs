@@ -12,7 +12,7 @@ use herd_worker::fetch::{
 };
 use herd_worker::{StopSignals, TerminationMessage};
 
-use crate::{LogFormat, start_logging};
+use crate::{LogFormat, size, start_logging};
 
 /// Seconds. A download goes on through troubles of its source; a question that has no answer is to be told of soon.
 const DOWNLOAD_PATIENCE: u64 = 600;
@@ -224,21 +224,18 @@ fn fetch_options(args: FetchArgs) -> FetchOptions {
 
 /// As Kubernetes writes sizes.
 fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let unit: u64 = match &text[digits.len()..] {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        other => return Err(format!("{other:?} is not Ki, Mi, Gi or Ti")),
-    };
-    let number: u64 = digits.trim().parse().map_err(|_| format!("{digits:?} is not a whole number"))?;
-    number.checked_mul(unit).ok_or_else(|| format!("{text} is too much"))
+    let units = [
+        ("", 1),
+        ("k", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("T", 1_000_000_000_000),
+        ("Ki", 1 << 10),
+        ("Mi", 1 << 20),
+        ("Gi", 1 << 30),
+        ("Ti", 1 << 40),
+    ];
+    size::parse(text, &units, "Ki, Mi, Gi or Ti")
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `herd-worker`: one gang, until SIGTERM or a fatal error.
 
 mod fetch_command;
+mod size;
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
@@ -308,16 +309,7 @@ fn options(args: Args) -> WorkerOptions {
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let unit: u64 = match &text[digits.len()..] {
-        "" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        other => return Err(format!("{other:?} is not KiB, MiB or GiB")),
-    };
-    let number: u64 = digits.trim().parse().map_err(|_| format!("{digits:?} is not a whole number"))?;
-    number.checked_mul(unit).ok_or_else(|| format!("{text} is too much"))
+    size::parse(text, &[("", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)], "KiB, MiB or GiB")
 }
 
 #[cfg(test)]

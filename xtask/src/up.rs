@@ -46,7 +46,7 @@ fn serve(paths: &Paths, name: &str, began: Instant) -> Result<()> {
         "\nNext:
   {kubectl} get llamadeployments,llamapools,pods
   {herd} chat --grpc {grpc}
-  {herd} bench --url http://{http} --rate 8 --max-tokens 200    # the decode pool grows, and shrinks afterwards
+  {herd} bench --url http://{http} --rate 8 --max-tokens 200    # pools grow, and shrink afterwards
 For a kubectl or helm of your own: export KUBECONFIG={kubeconfig}
 To remove it all: cargo xtask down{option}",
         herd = herd.display(),

@@ -2,27 +2,25 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use bytes::Bytes;
 use futures::StreamExt as _;
-use http_body_util::{BodyExt as _, BodyStream, Full, Limited};
+use http_body_util::{BodyExt as _, BodyStream, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::server_url::ServerUrl;
+
 const CONNECT: Duration = Duration::from_secs(10);
 const MAX_BYTES: usize = 16 << 20;
 
 /// Where requests go.
-pub(crate) struct Target {
-    authority: String,
-    /// What stands before `/v1`, without a slash at its end.
-    path: String,
-}
+pub(crate) struct Target(ServerUrl);
 
 /// One request.
 pub(super) struct Ask<'a> {
@@ -54,16 +52,7 @@ impl Answer {
 
 impl Target {
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
-        let Some(rest) = url.strip_prefix("http://") else {
-            bail!("--url must begin with http://, not {url:?}");
-        };
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let path = path.trim_end_matches('/');
-        let path = path.strip_suffix("v1").unwrap_or(path).trim_end_matches('/');
-        let path = if path.is_empty() { String::new() } else { format!("/{path}") };
-        let authority =
-            if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
-        Ok(Self { authority, path })
+        ServerUrl::parse(url).map(Self)
     }
 
     pub(super) async fn first_model(&self) -> anyhow::Result<String> {
@@ -76,7 +65,7 @@ impl Target {
     /// A whole answer.
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
         let response = self.send(Method::GET, path, Vec::new()).await;
-        let response = response.map_err(|kind| anyhow::anyhow!("{}: {kind}", self.authority))?;
+        let response = response.map_err(|kind| anyhow::anyhow!("{}: {kind}", self.0.authority))?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_BYTES).collect().await;
         Ok((status, body.map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?.to_bytes()))
@@ -138,19 +127,13 @@ impl Target {
 
     /// A connection a request, as independent clients have. An error is its kind.
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>, String> {
-        let connected = timeout(CONNECT, TcpStream::connect(&self.authority)).await;
+        let connected = timeout(CONNECT, TcpStream::connect(&self.0.authority)).await;
         let stream = connected.ok().and_then(Result::ok).ok_or("no connection")?;
         stream.set_nodelay(true).map_err(|_| "no connection")?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|_| "no connection")?;
         tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.path))
-            .header("host", &self.authority)
-            .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|_| "bad address")?;
+        let request = self.0.request(method, path, body).map_err(|_| "bad address")?;
         sender.send_request(request).await.map_err(|_| "connection closed".to_owned())
     }
 }

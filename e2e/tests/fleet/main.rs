@@ -21,7 +21,7 @@ mod observed;
 mod operator;
 mod rights;
 mod scaling;
-#[allow(dead_code, clippy::unwrap_used, reason = "as hub")]
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with the tests of downloads, as hub is")]
 #[path = "../../../worker/tests/fetch/server.rs"]
 mod server;
 mod shared;

@@ -8,24 +8,13 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use herd_control::revision::{Defaults, ModelCache};
-use kube::{Client, Config};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::prometheus::Prometheus;
 use crate::context::Context;
-use crate::metrics::Metrics;
-
-async fn serve(router: Router) -> (std::net::SocketAddr, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut server = JoinSet::new();
-    server.spawn(async { axum::serve(listener, router).await.unwrap() });
-    (address, server)
-}
+use crate::fake_api::{self, refused, serve};
 
 /// How Prometheus answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,11 +218,7 @@ impl FakeApi {
     }
 
     pub(super) fn context(&self) -> Context {
-        let mut config = Config::new(format!("http://{}", self.address).parse().unwrap());
-        config.default_retry = false;
-        let defaults = Defaults { worker_image: "w:1".to_owned(), model_cache: ModelCache::default() };
-        let metrics = Arc::new(Metrics::new().unwrap());
-        Context::new(Client::try_from(config).unwrap(), defaults, false, metrics, "test".to_owned())
+        fake_api::context(self.address, false)
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut Seen)) {
@@ -247,12 +232,6 @@ impl FakeApi {
     pub(super) async fn until(&self, condition: impl FnMut(&Seen) -> bool) {
         self.seen.subscribe().wait_for(condition).await.unwrap();
     }
-}
-
-fn refused(code: StatusCode, reason: &str) -> Response {
-    let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": reason,
-        "message": reason, "code": code.as_u16()});
-    (code, Json(status)).into_response()
 }
 
 async fn deployment_of(State(seen): State<Shared>) -> Json<Value> {

@@ -7,14 +7,11 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, body};
-use herd_control::revision::{Defaults, ModelCache};
-use kube::{Client, Config};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::context::Context;
-use crate::metrics::Metrics;
+use crate::fake_api::{self, refused, serve};
 
 #[derive(Debug, Default)]
 pub(super) struct Seen {
@@ -44,19 +41,12 @@ impl FakeApi {
         seen.objects.insert("llamadeployments/m".to_owned(), deployment);
         let seen = Arc::new(Mutex::new(seen));
         let router = Router::new().fallback(answer).with_state(Arc::clone(&seen));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut server = JoinSet::new();
-        server.spawn(async { axum::serve(listener, router).await.unwrap() });
+        let (address, server) = serve(router).await;
         Self { seen, address, _server: server }
     }
 
     pub(super) fn context(&self) -> Context {
-        let mut config = Config::new(format!("http://{}", self.address).parse().unwrap());
-        config.default_retry = false;
-        let defaults = Defaults { worker_image: "w:1".to_owned(), model_cache: ModelCache::default() };
-        let metrics = Arc::new(Metrics::new().unwrap());
-        Context::new(Client::try_from(config).unwrap(), defaults, false, metrics, "test".to_owned())
+        fake_api::context(self.address, false)
     }
 
     pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -80,12 +70,6 @@ impl FakeApi {
 
 fn lock(seen: &Shared) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn refused(code: StatusCode, reason: &str) -> Response {
-    let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": reason,
-        "message": reason, "code": code.as_u16()});
-    (code, Json(status)).into_response()
 }
 
 async fn answer(State(seen): State<Shared>, request: Request) -> Response {

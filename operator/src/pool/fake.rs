@@ -7,14 +7,12 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
-use herd_control::revision::{Defaults, GangTemplate, ModelCache};
-use kube::{Client, Config};
+use herd_control::revision::GangTemplate;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::context::Context;
-use crate::metrics::Metrics;
+use crate::fake_api::{self, refused, serve};
 
 /// What there is, and what was done about it.
 #[derive(Debug)]
@@ -78,19 +76,12 @@ impl FakeApi {
             )
             .route("/apis/scheduling.k8s.io/v1beta1/namespaces/n/podgroups", post(create_group))
             .with_state(Arc::clone(&seen));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut server = JoinSet::new();
-        server.spawn(async { axum::serve(listener, router).await.unwrap() });
+        let (address, server) = serve(router).await;
         Self { seen, address, _server: server }
     }
 
     pub(super) fn context(&self, pod_groups: bool) -> Context {
-        let mut config = Config::new(format!("http://{}", self.address).parse().unwrap());
-        config.default_retry = false;
-        let defaults = Defaults { worker_image: "w:1".to_owned(), model_cache: ModelCache::default() };
-        let metrics = Arc::new(Metrics::new().unwrap());
-        Context::new(Client::try_from(config).unwrap(), defaults, pod_groups, metrics, "test".to_owned())
+        fake_api::context(self.address, pod_groups)
     }
 
     pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -111,12 +102,6 @@ impl FakeApi {
 
 fn lock(seen: &Shared) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn refused(code: StatusCode, reason: &str) -> Response {
-    let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": reason,
-        "message": reason, "code": code.as_u16()});
-    (code, Json(status)).into_response()
 }
 
 async fn pool_of(State(seen): State<Shared>) -> Json<Value> {

@@ -5,40 +5,27 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures::StreamExt as _;
-use http_body_util::{BodyExt as _, BodyStream, Full};
+use http_body_util::{BodyExt as _, BodyStream};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{Ask, Pieces};
+use crate::server_url::ServerUrl;
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// Of an answer that is not streamed, or of one line of one that is.
 const MAX_BYTES: usize = 16 << 20;
 
-pub(crate) struct HttpClient {
-    /// "host:port".
-    authority: String,
-    /// What stands before `/v1`, without a slash at its end.
-    path: String,
-}
+pub(crate) struct HttpClient(ServerUrl);
 
 impl HttpClient {
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
-        let Some(rest) = url.strip_prefix("http://") else {
-            bail!("--url must begin with http://, not {url:?}");
-        };
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let path = path.trim_end_matches('/');
-        let path = path.strip_suffix("v1").unwrap_or(path).trim_end_matches('/');
-        let path = if path.is_empty() { String::new() } else { format!("/{path}") };
-        let authority =
-            if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
-        Ok(Self { authority, path })
+        ServerUrl::parse(url).map(Self)
     }
 
     pub(crate) async fn models(&self) -> anyhow::Result<Vec<String>> {
@@ -87,16 +74,11 @@ impl HttpClient {
 
     /// A connection a request: it is dropped with the answer, which tells the server to stop.
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Response<Incoming>> {
-        let nobody = || format!("no server at {}", self.authority);
-        let stream = timeout(CONNECT, TcpStream::connect(&self.authority)).await.with_context(nobody)?;
+        let nobody = || format!("no server at {}", self.0.authority);
+        let stream = timeout(CONNECT, TcpStream::connect(&self.0.authority)).await.with_context(nobody)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream.with_context(nobody)?)).await?;
         tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.path))
-            .header("host", &self.authority)
-            .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body)))?;
+        let request = self.0.request(method, path, body)?;
         let response = sender.send_request(request).await?;
         if response.status().is_success() {
             return Ok(response);
@@ -170,19 +152,5 @@ mod tests {
     fn an_error_in_the_stream_is_one() {
         let mut buffer = b"data: {\"error\":{\"message\":\"it broke\"}}\n\n".to_vec();
         assert_eq!(take_event(&mut buffer).unwrap().unwrap_err().to_string(), "it broke");
-    }
-
-    #[test]
-    fn urls_with_and_without_v1_are_the_same() {
-        for (url, authority, path) in [
-            ("http://host:1", "host:1", ""),
-            ("http://host:1/", "host:1", ""),
-            ("http://host:1/v1", "host:1", ""),
-            ("http://host/a/v1/", "host:80", "/a"),
-        ] {
-            let client = HttpClient::new(url).unwrap();
-            assert_eq!((client.authority.as_str(), client.path.as_str()), (authority, path), "{url}");
-        }
-        assert!(HttpClient::new("https://host").is_err());
     }
 }

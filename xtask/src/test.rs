@@ -33,7 +33,7 @@ pub(crate) fn run(paths: &Paths, fast: bool) -> ExitCode {
     }
     let mut phases = vec![vec![tests, others]];
     if !fast {
-        phases.push(vec![vec![e2e::step(paths, false, None), own_test::step(paths)]]);
+        phases.push(vec![vec![e2e::step(paths, e2e::Options::default()), own_test::step(paths, None)]]);
     }
     run_phases(phases)
 }

@@ -51,7 +51,7 @@ func runDown(name string, args []string) error {
 		return err
 	}
 	began := time.Now()
-	if err := boot.Down(of); err != nil {
+	if err := boot.Down(of, func(what string) { fmt.Println(what) }); err != nil {
 		return err
 	}
 	fmt.Printf("cluster %s is gone after %.1fs\n", of.Name, time.Since(began).Seconds())

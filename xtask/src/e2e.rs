@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::install::{self, Installed};
 use crate::kubectl::Kubectl;
+use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::progress::{self, Activity};
 use crate::step::{Outcome, Step, run, run_lanes, run_watched};
@@ -48,8 +49,12 @@ pub(crate) fn step(paths: &Paths, options: Options) -> Step<'_> {
 fn test(paths: &Paths, options: Options) -> Outcome {
     let Options { keep, filter, name } = options;
     let name = name.unwrap_or_else(|| cluster::of_clone(paths, WORD));
+    let lock = match Lock::of_cluster(paths, &name, "e2e") {
+        Ok(lock) => lock,
+        Err(error) => return Outcome::one(false, String::new(), format!("{error:#}\n")),
+    };
     let _down = (!keep).then_some(Down { paths, name: &name });
-    let mut outcome = match prepare(paths, &name, keep) {
+    let mut outcome = match prepare(paths, &name, &lock, keep) {
         Ok(command) => {
             let (success, output) = run_tests(command, filter.as_deref());
             cargo_test::outcome(success, output)
@@ -64,14 +69,14 @@ fn test(paths: &Paths, options: Options) -> Outcome {
 }
 
 /// Everything that the tests need, and the command that runs them.
-fn prepare(paths: &Paths, name: &str, keep: bool) -> Result<Command> {
+fn prepare(paths: &Paths, name: &str, lock: &Lock, keep: bool) -> Result<Command> {
     if !keep {
         // What an earlier run left, whatever became of it.
         install::remove(paths, name)?;
     }
     progress::step("tests", |activity| Ok(((), compile(paths, activity)?)))?;
     let python = progress::step("python", |activity| python(paths, activity))?;
-    let Installed { kubectl, kubeconfig: _, grpcurl } = install::install(paths, name)?;
+    let Installed { kubectl, kubeconfig: _, grpcurl } = install::install(paths, name, lock)?;
     let mut command = paths.cargo(&TEST);
     command
         .env("HERD_E2E_CLUSTER", name)

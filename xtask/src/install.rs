@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::herd_cluster::{HerdCluster, output};
 use crate::images::{self, Image};
 use crate::kubectl::Kubectl;
+use crate::lock::Lock;
 use crate::models;
 use crate::paths::Paths;
 use crate::progress;
@@ -29,7 +30,7 @@ pub(crate) fn cluster_folder(paths: &Paths, name: &str) -> PathBuf {
 
 /// A cluster, the images in it, and the chart's release: whatever of them is not there already. The cluster starts while the
 /// images are made.
-pub(crate) fn install(paths: &Paths, name: &str) -> Result<Installed> {
+pub(crate) fn install(paths: &Paths, name: &str, lock: &Lock) -> Result<Installed> {
     let program = HerdCluster::build(paths)?;
     let (cluster, images) = thread::scope(|scope| {
         let cluster = scope.spawn(|| start(&program, name));
@@ -49,7 +50,7 @@ pub(crate) fn install(paths: &Paths, name: &str) -> Result<Installed> {
     let kubectl = Kubectl::of(&folder);
     prometheus::install(&kubectl, &prometheus)?;
     let helm = Helm::new(helm, &folder);
-    release::install(paths, &helm, &kubectl, &images)?;
+    release::install(paths, &helm, &kubectl, &images, lock)?;
     Ok(Installed { kubectl, kubeconfig: folder.join("kubeconfig"), grpcurl })
 }
 

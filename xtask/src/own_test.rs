@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::herd_cluster::{HerdCluster, output};
 use crate::kubectl::Kubectl;
+use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::progress;
 use crate::step::{Outcome, Step, run, run_lanes, run_watched};
@@ -35,6 +36,10 @@ pub(crate) fn step(paths: &Paths, name: Option<String>) -> Step<'_> {
 }
 
 fn test(paths: &Paths, name: &str) -> Outcome {
+    let _lock = match Lock::of_cluster(paths, name, "e2e --own") {
+        Ok(lock) => lock,
+        Err(error) => return Outcome::one(false, String::new(), format!("{error:#}\n")),
+    };
     let _down = Down { paths, name };
     let mut outcome = match prepare(paths, name) {
         Ok(mut command) => {

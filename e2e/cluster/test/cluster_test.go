@@ -93,7 +93,8 @@ func TestPodsAndServices(t *testing.T) {
 	requireSame(t, before, name)
 }
 
-// TestTwoClustersSideBySide removes one of two and goes on using the other.
+// TestTwoClustersSideBySide removes one of two, of which no record says what
+// it is, and goes on using the other.
 func TestTwoClustersSideBySide(t *testing.T) {
 	names := []string{ofClone(t, "left"), ofClone(t, "right")}
 	before := takeSnapshot(t, names...)
@@ -108,7 +109,10 @@ func TestTwoClustersSideBySide(t *testing.T) {
 	left.startEcho()
 	right.startEcho()
 
-	down(t, left.Name)
+	damage(t, left)
+	if said := down(t, left.Name); !strings.Contains(said, "state of "+left.Name) {
+		t.Errorf("down does not say that the state is damaged: %q", said)
+	}
 	clusterIP := right.kubectl("get", "service", "echo", "-o", "jsonpath={.spec.clusterIP}")
 	if pod := fetch(t, "http://"+clusterIP); !strings.HasPrefix(pod, "echo-") {
 		t.Errorf("the pod behind the ClusterIP of right says it is %q", pod)
@@ -149,9 +153,26 @@ func up(t *testing.T, name string) cluster {
 	return cluster{t, of}
 }
 
-func down(t *testing.T, name string) {
+// down returns what it says.
+func down(t *testing.T, name string) string {
 	t.Helper()
-	herd(t, "down", "--name", name)
+	return herd(t, "down", "--name", name)
+}
+
+// damage leaves half of a record, as a full disk would.
+func damage(t *testing.T, c cluster) {
+	t.Helper()
+	path := filepath.Join(c.Dir, "state.json")
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, info.Size()/2); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := exec.Command(filepath.Join(programs, herdCluster), "up", "--name", c.Name, "--sources", sourcesDir).CombinedOutput(); err == nil || !strings.Contains(string(said), "take the cluster down first") {
+		t.Errorf("up with a damaged state: %v: %s", err, said)
+	}
 }
 
 // herd runs the program under test.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::future::{join_all, select_all, try_join_all};
 use herd_gateway::{FixedFleet, GangEndpoint, Gateway, GatewayOptions, ReservedPort};
-use herd_model::{BLOCK_TOKENS, Dtype, ModelConfig, ShardPlan};
+use herd_model::{BLOCK_TOKENS, Dtype, ModelConfig, Parallelism, ShardPlan};
 use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, TextModel};
 use herd_worker::{Backend, CpuBackend, KvSize, MetricOptions, Role, StopSignals, Worker, WorkerOptions};
 use tracing_subscriber::EnvFilter;
@@ -93,7 +93,7 @@ impl Fleet {
         let config = read_config(&model_dir)?;
         let dir = model_dir.clone();
         tokio::task::spawn_blocking(move || check_text(&dir)).await??;
-        let replicas = ShardPlan::new(&config, tensor)?.kv_replicas();
+        let replicas = ShardPlan::new(&config, Parallelism::tensor(tensor))?.kv_replicas();
         let block_bytes = (config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS * replicas) as u64;
         let (weights, available) = (weight_bytes(&model_dir)?, free_memory());
         let memory = available.unwrap_or(UNKNOWN_MEMORY).saturating_sub(roles.len() as u64 * weights);

@@ -7,7 +7,9 @@ use herd_engine::{
     Checkpoint, CpuModel, CpuRanks, Executor, FakeOptions, KvStore, LoadError, LoadOptions, ModelInfo,
     RowsClipped,
 };
-use herd_model::{BLOCK_TOKENS, Dtype, FileDigest, ModelConfig, ShardPlan, kv_fingerprint, model_digest};
+use herd_model::{
+    BLOCK_TOKENS, Dtype, FileDigest, ModelConfig, Parallelism, ShardPlan, kv_fingerprint, model_digest,
+};
 
 use crate::error::WorkerError;
 use crate::lease::Transfers;
@@ -172,7 +174,7 @@ fn kv_blocks(
     bytes: u64,
     limits: &WorkerLimits,
 ) -> Result<usize, WorkerError> {
-    let replicas = ShardPlan::new(config, tensor)?.kv_replicas();
+    let replicas = ShardPlan::new(config, Parallelism::tensor(tensor))?.kv_replicas();
     let block_bytes = config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS * replicas;
     let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / block_bytes;
     if blocks == 0 {
@@ -207,7 +209,7 @@ fn load_fake(backend: FakeBackend) -> Result<(Box<dyn Executor>, Model), WorkerE
         [vocab_size, layers, kv_heads, row_bytes, block_tokens].map(|part| part.to_string()).join("x");
     let digest = model_digest(&[FileDigest { path: format!("fake/{shape}"), size: seed, sha256: [0; 32] }]);
     let model_info = Model {
-        shards: ShardPlan::new(&config, tensor)?,
+        shards: ShardPlan::new(&config, Parallelism::tensor(tensor))?,
         kv_fingerprint: kv_fingerprint(&digest, Dtype::F32, "fake"),
         config,
         digest,

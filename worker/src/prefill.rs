@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::TryFutureExt as _;
 use futures::future::{self, try_join_all};
 use herd_engine::{Event, SampledToken, Sequence};
-use herd_model::{KvRoute, ShardPlan, kv_routes};
+use herd_model::{KvRoute, Parallelism, ShardPlan, kv_routes};
 use herd_proto::internal::v1 as wire;
 use herd_proto::internal::v1::prefill_event::Event as WireEvent;
 use herd_proto::internal::v1::worker_client::WorkerClient;
@@ -120,13 +120,13 @@ impl Job {
         let wire::ReserveResponse { kv_endpoints, lease_millis } =
             decode_gang.reserve(*prompt_tokens).await?;
         let model = &gang.model;
-        let target = ShardPlan::new(&model.config, kv_endpoints.len())
+        let target = ShardPlan::new(&model.config, Parallelism::tensor(kv_endpoints.len()))
             .map_err(|error| decode_gang.failed("Reserve", &error.to_string()))?;
         let to = (decode_gang.transfer, decode_gang.context.gang_epoch);
         let outgoing = model.outgoing(to, *prompt_tokens, blocks);
         let mut here = Vec::new();
         let mut elsewhere: BTreeMap<usize, Vec<Route>> = BTreeMap::new();
-        for KvRoute { source_rank, target_rank, heads } in kv_routes(&model.shards, &target) {
+        for KvRoute { source_rank, target_rank, layers: _, heads } in kv_routes(&model.shards, &target) {
             let Some(endpoint) = kv_endpoints.get(target_rank).cloned() else { continue };
             let route =
                 Route { endpoint, source_rank: source_rank as u16, target_rank: target_rank as u16, heads };

@@ -7,11 +7,18 @@ use anyhow::{Context, Result};
 
 use crate::paths::Paths;
 use crate::step::{self, Outcome, Step, run_lanes, run_phases};
-use crate::{cargo_test, cluster, e2e, models, own_test, prometheus, tools};
+use crate::{cargo_test, cluster, e2e, machine, models, own_test, prometheus, tools};
 
 /// Runs the checks in two lanes: lints, then clusters, beside the tests. The end-to-end tests follow alone, since the probes of
 /// their pods fail for want of a processor. `fast` leaves out what needs downloaded models or a Kubernetes.
 pub(crate) fn run(paths: &Paths, fast: bool) -> ExitCode {
+    // What is missing all the same, the steps that need it say.
+    if !fast
+        && machine::is_root()
+        && let Err(error) = machine::prepare()
+    {
+        println!("{error:#}");
+    }
     let mut tests = Vec::new();
     if !fast {
         tests.push(Step::new("models", || match models::make(paths) {

@@ -21,7 +21,7 @@ pub use files::{
 pub use linear::Linear;
 pub use quantization::FbgemmFp8;
 pub use rope::{Llama3Scaling, Rope};
-pub use shard::{RankShard, ShardError, ShardPlan};
+pub use shard::{Parallelism, RankShard, ShardError, ShardPlan};
 pub use source::{BucketModel, HubModel, ModelSource, SourceError, is_pin};
 pub use transfer::{KvRoute, kv_routes};
 

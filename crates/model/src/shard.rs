@@ -1,4 +1,4 @@
-//! Which slice of a model each tensor rank holds.
+//! Which slice of a model each rank holds.
 
 use std::ops::Range;
 
@@ -8,44 +8,84 @@ use crate::ModelConfig;
 /// packed weights and FP8 matrix units want.
 const GRAIN: usize = 16;
 
-/// How one model is split over `tensor` ranks.
+/// How many ranks a model is split over: `tensor` times `pipeline`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parallelism {
+    /// Ranks that share each layer.
+    pub tensor: usize,
+    /// Stages that the layers are split over.
+    pub pipeline: usize,
+}
+
+impl Parallelism {
+    /// One stage.
+    pub fn tensor(tensor: usize) -> Self {
+        Self { tensor, pipeline: 1 }
+    }
+
+    /// Ranks of a gang.
+    pub fn ranks(self) -> usize {
+        self.tensor.saturating_mul(self.pipeline)
+    }
+}
+
+/// How one model is split over the ranks of a gang.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardPlan {
     ranks: Vec<RankShard>,
+    parallelism: Parallelism,
     kv_heads: usize,
 }
 
-/// The slice of one rank. Query heads, feed-forward lanes and vocabulary tile the model; KV heads do too until there are
-/// more ranks than KV heads, then each is held by `tensor / kv_heads` ranks in a row.
+/// The slice of one rank. Layers tile the model over the stages. Query heads, feed-forward lanes and vocabulary tile it over
+/// the ranks of a stage; KV heads do too until there are more ranks than KV heads, then each is held by `tensor / kv_heads`
+/// ranks in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankShard {
-    /// Counted from 0.
+    /// Counted from 0, stage by stage: `stage * tensor + tensor_rank`.
     pub rank: usize,
+    /// Counted from 0.
+    pub stage: usize,
+    /// Its number in the stage.
+    pub tensor_rank: usize,
+    /// Absolute decoder layers.
+    pub layers: Range<usize>,
     /// Absolute attention heads.
     pub query_heads: Range<usize>,
     /// Absolute KV heads: those that the query heads attend to.
     pub kv_heads: Range<usize>,
     /// Lanes of the feed-forward network.
     pub ffn: Range<usize>,
-    /// Rows of the embedding and of the output head.
+    /// Rows of the embedding, where the stage is the first one, and of the output head, where it is the last.
     pub vocab: Range<usize>,
 }
 
 /// A degree that does not split this model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "tensor {tensor} cannot split {heads} attention heads and {kv_heads} kv heads of this model; possible degrees: {}",
-    list(.possible)
-)]
-pub struct ShardError {
-    /// Asked for.
-    pub tensor: usize,
-    /// Attention heads of the model.
-    pub heads: usize,
-    /// KV heads of the model.
-    pub kv_heads: usize,
-    /// Degrees that do split it, rising.
-    pub possible: Vec<usize>,
+pub enum ShardError {
+    /// Heads that do not divide.
+    #[error(
+        "tensor {tensor} cannot split {heads} attention heads and {kv_heads} kv heads of this model; possible degrees: {}",
+        list(.possible)
+    )]
+    Tensor {
+        /// Asked for.
+        tensor: usize,
+        /// Attention heads of the model.
+        heads: usize,
+        /// KV heads of the model.
+        kv_heads: usize,
+        /// Degrees that do split it, rising.
+        possible: Vec<usize>,
+    },
+    /// Stages without a layer.
+    #[error("pipeline {pipeline} cannot split the {layers} layers of this model; possible are 1 to {layers}")]
+    Pipeline {
+        /// Asked for.
+        pipeline: usize,
+        /// Of the model.
+        layers: usize,
+    },
 }
 
 fn list(degrees: &[usize]) -> String {
@@ -53,32 +93,56 @@ fn list(degrees: &[usize]) -> String {
 }
 
 impl ShardPlan {
-    /// Splits a model over `tensor` ranks, each with a whole number of heads.
-    pub fn new(config: &ModelConfig, tensor: usize) -> Result<Self, ShardError> {
-        let &ModelConfig { heads, kv_heads, intermediate_size, vocab_size, .. } = config;
+    /// Splits a model, so that each rank has a whole number of heads and of layers.
+    pub fn new(config: &ModelConfig, parallelism: Parallelism) -> Result<Self, ShardError> {
+        let &ModelConfig { heads, kv_heads, intermediate_size, vocab_size, layers, .. } = config;
+        let Parallelism { tensor, pipeline } = parallelism;
         if !splits(config, tensor) {
             let possible = (1..=heads).filter(|&degree| splits(config, degree)).collect();
-            return Err(ShardError { tensor, heads, kv_heads, possible });
+            return Err(ShardError::Tensor { tensor, heads, kv_heads, possible });
         }
-        let ranks = (0..tensor)
+        if pipeline == 0 || pipeline > layers {
+            return Err(ShardError::Pipeline { pipeline, layers });
+        }
+        let ranks = (0..parallelism.ranks())
             .map(|rank| {
-                let first_kv = rank * kv_heads / tensor;
-                let kv_end = if tensor > kv_heads { first_kv + 1 } else { (rank + 1) * kv_heads / tensor };
+                let (stage, tensor_rank) = (rank / tensor, rank % tensor);
+                let first_kv = tensor_rank * kv_heads / tensor;
+                let kv_end =
+                    if tensor > kv_heads { first_kv + 1 } else { (tensor_rank + 1) * kv_heads / tensor };
                 RankShard {
                     rank,
-                    query_heads: part(heads, 1, rank, tensor),
+                    stage,
+                    tensor_rank,
+                    layers: part(layers, 1, stage, pipeline),
+                    query_heads: part(heads, 1, tensor_rank, tensor),
                     kv_heads: first_kv..kv_end,
-                    ffn: part(intermediate_size, grain(intermediate_size), rank, tensor),
-                    vocab: part(vocab_size, grain(vocab_size), rank, tensor),
+                    ffn: part(intermediate_size, grain(intermediate_size), tensor_rank, tensor),
+                    vocab: part(vocab_size, grain(vocab_size), tensor_rank, tensor),
                 }
             })
             .collect();
-        Ok(Self { ranks, kv_heads })
+        Ok(Self { ranks, parallelism, kv_heads })
+    }
+
+    /// The degrees.
+    pub fn parallelism(&self) -> Parallelism {
+        self.parallelism
     }
 
     /// The tensor degree.
     pub fn tensor(&self) -> usize {
-        self.ranks.len()
+        self.parallelism.tensor
+    }
+
+    /// Whether a stage computes the logits.
+    pub fn is_last(&self, stage: usize) -> bool {
+        stage + 1 == self.parallelism.pipeline
+    }
+
+    /// The ranks of a stage.
+    pub fn stage(&self, stage: usize) -> &[RankShard] {
+        self.ranks.chunks(self.parallelism.tensor).nth(stage).unwrap_or_default()
     }
 
     /// The slices, by rank.
@@ -86,7 +150,7 @@ impl ShardPlan {
         &self.ranks
     }
 
-    /// Ranks that hold each KV head.
+    /// Ranks of a stage that hold each KV head.
     pub fn kv_replicas(&self) -> usize {
         (self.tensor() / self.kv_heads).max(1)
     }
@@ -138,29 +202,47 @@ mod tests {
         json["intermediate_size"] = 1536.into();
         let config = parse(&json).unwrap();
         assert_eq!(
-            ShardPlan::new(&config, 2).unwrap_err().to_string(),
+            ShardPlan::new(&config, Parallelism::tensor(2)).unwrap_err().to_string(),
             "tensor 2 cannot split 9 attention heads and 3 kv heads of this model; possible degrees: 1, 3, 9"
         );
-        assert!(ShardPlan::new(&config, 0).is_err());
-        assert!(ShardPlan::new(&config, 18).is_err());
-        assert_eq!(ShardPlan::new(&config, 9).unwrap().kv_replicas(), 3);
+        assert!(ShardPlan::new(&config, Parallelism::tensor(0)).is_err());
+        assert!(ShardPlan::new(&config, Parallelism::tensor(18)).is_err());
+        assert_eq!(ShardPlan::new(&config, Parallelism::tensor(9)).unwrap().kv_replicas(), 3);
+        let pipeline = config.layers + 1;
+        let refused = ShardPlan::new(&config, Parallelism { tensor: 3, pipeline }).unwrap_err().to_string();
+        assert!(refused.starts_with(&format!("pipeline {pipeline} cannot split")), "{refused}");
+        assert!(ShardPlan::new(&config, Parallelism { tensor: 3, pipeline: 0 }).is_err());
     }
 
     proptest! {
         #[test]
-        fn slices_tile_the_model(config in any_config(), tensor in 1_usize..=16) {
-            let Ok(plan) = ShardPlan::new(&config, tensor) else {
-                let possible = ShardPlan::new(&config, tensor).unwrap_err().possible;
-                prop_assert!(!possible.contains(&tensor));
-                prop_assert!(possible.contains(&1));
-                return Ok(());
+        fn slices_tile_the_model(config in any_config(), tensor in 1_usize..=16, pipeline in 1_usize..=4) {
+            let parallelism = Parallelism { tensor, pipeline };
+            let plan = match ShardPlan::new(&config, parallelism) {
+                Ok(plan) => plan,
+                Err(ShardError::Tensor { possible, .. }) => {
+                    prop_assert!(!possible.contains(&tensor));
+                    prop_assert!(possible.contains(&1));
+                    return Ok(());
+                }
+                Err(ShardError::Pipeline { .. }) => {
+                    prop_assert!(pipeline > config.layers);
+                    return Ok(());
+                }
             };
-            prop_assert_eq!(plan.tensor(), tensor);
-            prop_assert!(tiles(plan.ranks().iter().map(|r| r.query_heads.clone()), config.heads));
-            prop_assert!(tiles(plan.ranks().iter().map(|r| r.ffn.clone()), config.intermediate_size));
-            prop_assert!(tiles(plan.ranks().iter().map(|r| r.vocab.clone()), config.vocab_size));
-            let first_replicas = plan.ranks().iter().step_by(plan.kv_replicas());
-            prop_assert!(tiles(first_replicas.map(|r| r.kv_heads.clone()), config.kv_heads));
+            prop_assert_eq!(plan.ranks().len(), tensor * pipeline);
+            prop_assert!(plan.ranks().iter().enumerate().all(|(rank, shard)| shard.rank == rank));
+            let stages: Vec<_> = (0..pipeline).map(|stage| plan.stage(stage)).collect();
+            prop_assert!(tiles(stages.iter().map(|ranks| ranks[0].layers.clone()), config.layers));
+            for (stage, ranks) in stages.iter().enumerate() {
+                prop_assert_eq!(ranks.len(), tensor);
+                prop_assert!(ranks.iter().all(|r| r.layers == ranks[0].layers && r.stage == stage));
+                prop_assert!(tiles(ranks.iter().map(|r| r.query_heads.clone()), config.heads));
+                prop_assert!(tiles(ranks.iter().map(|r| r.ffn.clone()), config.intermediate_size));
+                prop_assert!(tiles(ranks.iter().map(|r| r.vocab.clone()), config.vocab_size));
+                let first_replicas = ranks.iter().step_by(plan.kv_replicas());
+                prop_assert!(tiles(first_replicas.map(|r| r.kv_heads.clone()), config.kv_heads));
+            }
 
             let group = config.heads / config.kv_heads;
             for rank in plan.ranks() {
@@ -171,7 +253,7 @@ mod tests {
             }
             for linear in Linear::ALL {
                 let [outputs, inputs] = linear.shape(&config);
-                let weights: usize = plan.ranks().iter()
+                let weights: usize = stages[0].iter()
                     .map(|rank| linear.slice(&config, rank))
                     .map(|[rows, columns]| rows.len() * columns.len())
                     .sum();

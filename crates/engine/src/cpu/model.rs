@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::{io, thread};
 
-use herd_model::{Dtype, ModelConfig, ShardError, ShardPlan, kv_fingerprint};
+use herd_model::{Dtype, ModelConfig, Parallelism, ShardError, ShardPlan, kv_fingerprint};
 use herd_scheduler::StepPlan;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -154,7 +154,7 @@ impl CpuRanks {
         let &LoadOptions { tensor, dtype, kv_blocks, threads } = options;
         let checkpoint = Checkpoint::open(dir)?;
         let config = checkpoint.config().clone();
-        let shards = ShardPlan::new(&config, tensor)?;
+        let shards = ShardPlan::new(&config, Parallelism::tensor(tensor))?;
         let bytes_per_block = config.kv_bytes_per_token(dtype.bytes()) * herd_model::BLOCK_TOKENS;
         if kv_blocks == 0
             || kv_blocks > u32::MAX as usize

@@ -1,7 +1,7 @@
 //! One layer at a time: from the reference's hidden state before a layer, the hidden state after it. Errors of other layers
 //! cannot hide here, and FP8 roundings that fall the other way cannot pile up.
 
-use herd_model::{Dtype, ShardPlan};
+use herd_model::{Dtype, Parallelism, ShardPlan};
 use herd_scheduler::{LogitRows, SequenceId, StepEntry, StepPlan};
 
 use super::{Golden, fixture};
@@ -64,7 +64,7 @@ fn check(model: &str, golden: &str, bound: Option<f32>) {
         Numerics { isa: Isa::detect(), dtype: Dtype::F32, activation_scale_ub: bound.unwrap_or(configured) };
     let mut clipped = Vec::new();
     for tensor in [1, 2, 4] {
-        let shards = ShardPlan::new(config, tensor).unwrap();
+        let shards = ShardPlan::new(config, Parallelism::tensor(tensor)).unwrap();
         std::thread::scope(|scope| {
             let mut ranks = Vec::new();
             for (number, group) in LocalRank::group(tensor).into_iter().enumerate() {

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::install::{self, Installed};
+use crate::install::{self, Down, Installed};
 use crate::kubectl::Kubectl;
 use crate::lock::Lock;
 use crate::paths::Paths;
@@ -76,13 +76,14 @@ fn prepare(paths: &Paths, name: &str, lock: &Lock, keep: bool) -> Result<Command
     }
     progress::step("tests", |activity| Ok(((), compile(paths, activity)?)))?;
     let python = progress::step("python", |activity| python(paths, activity))?;
-    let Installed { kubectl, kubeconfig: _, grpcurl } = install::install(paths, name, lock)?;
+    let Installed { kubectl, kubeconfig: _, grpcurl, helm } = install::install(paths, name, lock)?;
     let mut command = paths.cargo(&TEST);
     command
         .env("HERD_E2E_CLUSTER", name)
         .env("HERD_E2E_KUBECTL", kubectl.program())
         .env("HERD_E2E_HERD", binaries::path(paths, "herd"))
         .env("HERD_E2E_GRPCURL", grpcurl)
+        .env("HERD_E2E_HELM", helm)
         .env("HERD_E2E_PYTHON", python)
         .env("HERD_MODELS", &paths.models);
     Ok(command)
@@ -145,19 +146,4 @@ fn python3(arguments: &[&str]) -> Command {
     let mut command = Command::new("python3");
     command.args(arguments);
     command
-}
-
-/// Takes the cluster down when dropped.
-struct Down<'a> {
-    paths: &'a Paths,
-    name: &'a str,
-}
-
-impl Drop for Down<'_> {
-    fn drop(&mut self) {
-        let Self { paths, name } = self;
-        if let Err(error) = install::remove(paths, name) {
-            eprintln!("failed to take down {name}: {error:#}");
-        }
-    }
 }

@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, ensure};
 
 use crate::herd_cluster::{HerdCluster, output};
+use crate::install::Down;
 use crate::kubectl::Kubectl;
 use crate::lock::Lock;
 use crate::paths::Paths;
@@ -94,19 +95,4 @@ fn registry_address(cluster: &Path) -> Result<String> {
     let state: serde_json::Value = serde_json::from_str(&text).context("the cluster's state")?;
     let network = state["Network"].as_u64().context("the cluster has no network")?;
     Ok(format!("10.{}.1.1:{REGISTRY_PORT}", 100 + network))
-}
-
-/// Takes the cluster down when dropped.
-struct Down<'a> {
-    paths: &'a Paths,
-    name: &'a str,
-}
-
-impl Drop for Down<'_> {
-    fn drop(&mut self) {
-        let Self { paths, name } = self;
-        if let Err(error) = install::remove(paths, name) {
-            eprintln!("failed to take down {name}: {error:#}");
-        }
-    }
 }

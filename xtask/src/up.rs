@@ -33,7 +33,7 @@ pub(crate) fn up(paths: &Paths, name: &str) -> Result<()> {
 }
 
 fn serve(paths: &Paths, name: &str, lock: &Lock, began: Instant) -> Result<()> {
-    let Installed { kubectl, kubeconfig, grpcurl: _ } = install::install(paths, name, lock)?;
+    let Installed { kubectl, kubeconfig, grpcurl: _, helm: _ } = install::install(paths, name, lock)?;
     let example = paths.root.join(EXAMPLE).display().to_string();
     progress::step(EXAMPLE, |_| {
         let applied = kubectl.text(&["apply", "-f", &example])?;

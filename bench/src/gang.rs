@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
 use futures::future::try_join_all;
-use herd_model::Dtype;
+use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{DecodeRequest, Sampling, decode_event};
 use herd_worker::{Backend, CpuBackend, Follower, GangPart, KvSize, Worker, WorkerOptions};
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 fn options(model: &Path, threads: usize) -> WorkerOptions {
     let backend = CpuBackend {
         model_dir: model.to_owned(),
-        tensor: TENSOR,
+        parallelism: Parallelism::tensor(TENSOR),
         dtype: Dtype::Bf16,
         kv: KvSize::Blocks(64),
         threads,

@@ -37,7 +37,7 @@ pub(crate) async fn run() -> Result<Value> {
             Arc::clone(&FakeModel::new(options).kv()[0])
         };
         let (source, target) = (store(), store());
-        let transfer = Loopback { layers: LAYERS, block_tokens: BLOCK_TOKENS, prompt_tokens: PROMPT_TOKENS };
+        let transfer = Loopback { block_tokens: BLOCK_TOKENS, prompt_tokens: PROMPT_TOKENS };
         let piece = 2 * kv_heads * BLOCK_TOKENS * ROW_BYTES;
         let pieces = LAYERS * PROMPT_TOKENS / BLOCK_TOKENS;
         let bytes = (piece * pieces) as f64;

@@ -40,6 +40,9 @@ pub(crate) struct ServeArguments {
     /// Ranks that each gang is split over
     #[arg(long, default_value_t = 1)]
     tensor: usize,
+    /// Stages that the layers of each gang are split over, each of so many ranks
+    #[arg(long, default_value_t = 1)]
+    pipeline: usize,
     /// Gangs that compute prompts
     #[arg(long, requires = "decode", conflicts_with = "unified")]
     prefill: Option<u16>,
@@ -80,8 +83,9 @@ struct Fleet {
 
 impl Fleet {
     async fn start(arguments: ServeArguments) -> anyhow::Result<Self> {
-        let ServeArguments { model_dir, name, http, grpc, tensor, prefill, decode, unified, dtype } =
+        let ServeArguments { model_dir, name, http, grpc, tensor, pipeline, prefill, decode, unified, dtype } =
             arguments;
+        let parallelism = Parallelism { tensor, pipeline };
         let roles = roles(prefill, decode, unified)?;
         let name = match name {
             Some(name) if !name.is_empty() => name,
@@ -93,7 +97,7 @@ impl Fleet {
         let config = read_config(&model_dir)?;
         let dir = model_dir.clone();
         tokio::task::spawn_blocking(move || check_text(&dir)).await??;
-        let replicas = ShardPlan::new(&config, Parallelism::tensor(tensor))?.kv_replicas();
+        let replicas = ShardPlan::new(&config, parallelism)?.kv_replicas();
         let block_bytes = (config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS * replicas) as u64;
         let (weights, available) = (weight_bytes(&model_dir)?, free_memory());
         let memory = available.unwrap_or(UNKNOWN_MEMORY).saturating_sub(roles.len() as u64 * weights);
@@ -107,10 +111,10 @@ impl Fleet {
         let workers = try_join_all(roles.into_iter().map(|role| {
             let backend = CpuBackend {
                 model_dir: model_dir.clone(),
-                tensor,
+                parallelism,
                 dtype,
                 kv: KvSize::Blocks(kv_blocks),
-                threads: threads.max(tensor),
+                threads: threads.max(parallelism.ranks()),
             };
             let metrics = MetricOptions { model: name.clone(), ..MetricOptions::default() };
             Worker::start(WorkerOptions { role, metrics, ..WorkerOptions::loopback(Backend::Cpu(backend)) })

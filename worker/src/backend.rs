@@ -47,7 +47,6 @@ impl Model {
             epoch,
             fingerprint: self.kv_fingerprint.clone(),
             dtype: self.dtype,
-            layers: self.config.layers,
             block_tokens: self.block_tokens,
             prompt_tokens,
             blocks,
@@ -69,7 +68,6 @@ impl Model {
             epoch,
             fingerprint: self.kv_fingerprint.clone(),
             dtype: self.dtype,
-            layers: self.config.layers,
             block_tokens: self.block_tokens,
             store: Store(store),
             transfers: Arc::clone(transfers),
@@ -85,7 +83,7 @@ pub(crate) fn load(
 ) -> Result<(Box<dyn Executor>, Model), WorkerError> {
     match backend {
         Backend::Cpu(cpu) => {
-            let options = load_options(&cpu, cpu.tensor, limits)?;
+            let options = load_options(&cpu, cpu.parallelism.ranks(), limits)?;
             let model = CpuModel::load(&cpu.model_dir, &options)?;
             let info = about(&cpu, model.info(), model.rows_clipped());
             Ok((Box::new(model), info))
@@ -103,7 +101,7 @@ pub(crate) fn load_part(
 ) -> Result<(CpuRanks, Model), WorkerError> {
     match backend {
         Backend::Cpu(cpu) => {
-            part.check(cpu.tensor)?;
+            part.check(cpu.parallelism)?;
             let local = part.ranks();
             let options = load_options(&cpu, local.len(), limits)?;
             let ranks = CpuRanks::load(&cpu.model_dir, &options, local)?;
@@ -135,17 +133,17 @@ fn load_options(
     local: usize,
     limits: &WorkerLimits,
 ) -> Result<LoadOptions, WorkerError> {
-    let CpuBackend { model_dir, tensor, dtype, kv, threads } = backend;
+    let CpuBackend { model_dir, parallelism, dtype, kv, threads } = backend;
     let kv_blocks = match *kv {
         KvSize::Blocks(blocks) => blocks,
         KvSize::Bytes(bytes) => {
             let checkpoint = Checkpoint::open(model_dir).map_err(LoadError::from)?;
             // As much for each rank as if all of them were here.
-            let bytes = bytes.saturating_mul(*tensor as u64) / (local as u64).max(1);
-            kv_blocks(checkpoint.config(), *tensor, *dtype, bytes, limits)?
+            let bytes = bytes.saturating_mul(parallelism.ranks() as u64) / (local as u64).max(1);
+            kv_blocks(checkpoint.config(), *parallelism, *dtype, bytes, limits)?
         }
     };
-    Ok(LoadOptions { tensor: *tensor, dtype: *dtype, kv_blocks, threads: *threads })
+    Ok(LoadOptions { parallelism: *parallelism, dtype: *dtype, kv_blocks, threads: *threads })
 }
 
 fn about(backend: &CpuBackend, info: &ModelInfo, clipped: RowsClipped) -> Model {
@@ -169,12 +167,12 @@ fn about(backend: &CpuBackend, info: &ModelInfo, clipped: RowsClipped) -> Model 
 /// Blocks that fit into `bytes` over all ranks of a gang, and no more than all sequences together can fill.
 fn kv_blocks(
     config: &ModelConfig,
-    tensor: usize,
+    parallelism: Parallelism,
     dtype: Dtype,
     bytes: u64,
     limits: &WorkerLimits,
 ) -> Result<usize, WorkerError> {
-    let replicas = ShardPlan::new(config, Parallelism::tensor(tensor))?.kv_replicas();
+    let replicas = ShardPlan::new(config, parallelism)?.kv_replicas();
     let block_bytes = config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS * replicas;
     let blocks = usize::try_from(bytes).unwrap_or(usize::MAX) / block_bytes;
     if blocks == 0 {
@@ -232,7 +230,8 @@ mod tests {
         let config = model.config;
         let block = (config.kv_bytes_per_token(4) * BLOCK_TOKENS) as u64;
         let limits = WorkerLimits { max_sequences: 2, ..WorkerLimits::default() };
-        let blocks = |tensor, bytes| kv_blocks(&config, tensor, Dtype::F32, bytes, &limits);
+        let blocks =
+            |tensor, bytes| kv_blocks(&config, Parallelism::tensor(tensor), Dtype::F32, bytes, &limits);
         assert_eq!(blocks(1, 5 * block + 1).unwrap(), 5);
         // Four KV heads on eight ranks: each twice.
         assert_eq!(blocks(8, 5 * block).unwrap(), 2);

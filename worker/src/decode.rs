@@ -282,16 +282,9 @@ impl Owner {
         };
         let reservation = reservation.map_err(|error| refuse(&error))?;
         let Gang { engine, model, followers, lease, .. } = &*self.gang;
-        let (layers, prompt_tokens) = (model.config.layers, self.request.prompt.len());
+        let prompt_tokens = self.request.prompt.len();
         let (landing, table) = (&self.transfer.landing, Arc::clone(reservation.blocks()));
-        landing.open(
-            Some(reservation),
-            Arc::clone(&table),
-            engine.kv(),
-            layers,
-            prompt_tokens,
-            model.block_tokens,
-        );
+        landing.open(Some(reservation), Arc::clone(&table), engine.kv(), prompt_tokens, model.block_tokens);
         if let Some(followers) = followers {
             let landed = followers.land(self.transfer.id, prompt_tokens, &table).await;
             landed.map_err(|error| Status::unavailable(error.to_string()))?;

@@ -51,6 +51,7 @@ impl Gang {
             epoch = identity.epoch,
             endpoint,
             tensor = model.shards.tensor(),
+            pipeline = model.shards.parallelism().pipeline,
             processes = 1 + followers.as_ref().map_or(0, |followers| followers.processes()),
             kv_blocks = model.kv_blocks,
             "ready"

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Parser, ValueEnum};
 use herd_engine::DEFAULT_STEP_TOKENS;
-use herd_model::Dtype;
+use herd_model::{Dtype, Parallelism};
 use herd_worker::fetch::ModelLease;
 use herd_worker::{
     Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, Follower, GangPart,
@@ -40,6 +40,9 @@ struct Args {
     /// Tensor degree.
     #[arg(long, env = "HERD_TENSOR", default_value_t = 1)]
     tensor: usize,
+    /// Stages that the layers are split over.
+    #[arg(long, env = "HERD_PIPELINE", default_value_t = 1)]
+    pipeline: usize,
     /// Of activations and KV: f32 or bf16.
     #[arg(long, env = "HERD_DTYPE", default_value_t = Dtype::Bf16)]
     dtype: Dtype,
@@ -249,6 +252,7 @@ fn options(args: Args) -> WorkerOptions {
         model_dir,
         backend,
         tensor,
+        pipeline,
         dtype,
         kv_blocks,
         kv_memory,
@@ -276,11 +280,12 @@ fn options(args: Args) -> WorkerOptions {
         log_format: _,
     } = args;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let parallelism = Parallelism { tensor, pipeline };
     WorkerOptions {
         backend: match backend {
             BackendKind::Cpu => Backend::Cpu(CpuBackend {
                 model_dir,
-                tensor,
+                parallelism,
                 dtype,
                 kv: kv_blocks.map_or(KvSize::Bytes(kv_memory), KvSize::Blocks),
                 threads: threads.unwrap_or(cores),
@@ -299,7 +304,7 @@ fn options(args: Args) -> WorkerOptions {
         // All ranks in one process are no part of anything.
         part: ranks_per_pod
             .zip(leader)
-            .filter(|(ranks, _)| *ranks != tensor)
+            .filter(|(ranks, _)| *ranks != parallelism.ranks())
             .map(|(ranks_per_pod, leader)| GangPart { first_rank, ranks_per_pod, leader, bind: rank_bind }),
         drain_deadline: Duration::from_secs(drain_deadline),
         lease: DEFAULT_LEASE,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use herd_engine::{DEFAULT_STEP_TOKENS, FakeControl, FakeModel, FakeOptions};
-use herd_model::Dtype;
+use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::Role;
 
 use crate::backend::Model;
@@ -57,7 +57,7 @@ pub struct WorkerOptions {
 pub struct GangPart {
     /// Its first rank; the process with rank 0 leads.
     pub first_rank: usize,
-    /// Ranks of each process; they divide the tensor degree.
+    /// Ranks of each process; they divide the tensor degree: all are of one stage.
     pub ranks_per_pod: usize,
     /// "host:port" of the leader's internal gRPC service.
     pub leader: String,
@@ -66,17 +66,17 @@ pub struct GangPart {
 }
 
 impl GangPart {
-    /// Whether a gang of this tensor degree has such a part.
-    pub(crate) fn check(&self, tensor: usize) -> Result<(), WorkerError> {
+    /// Whether a gang split like this has such a part.
+    pub(crate) fn check(&self, parallelism: Parallelism) -> Result<(), WorkerError> {
+        let (tensor, all) = (parallelism.tensor, parallelism.ranks());
         let Self { first_rank, ranks_per_pod, leader: _, bind: _ } = self;
         if *ranks_per_pod == 0 || !tensor.is_multiple_of(*ranks_per_pod) {
             let problem = format!("{ranks_per_pod} does not divide the tensor degree, {tensor}");
             return Err(WorkerError::Option { option: "--ranks-per-pod", problem });
         }
-        if *first_rank >= tensor || !first_rank.is_multiple_of(*ranks_per_pod) {
-            let problem = format!(
-                "{first_rank} is not a multiple of {ranks_per_pod} below the tensor degree, {tensor}"
-            );
+        if *first_rank >= all || !first_rank.is_multiple_of(*ranks_per_pod) {
+            let problem =
+                format!("{first_rank} is not a multiple of {ranks_per_pod} below the ranks there are, {all}");
             return Err(WorkerError::Option { option: "--first-rank", problem });
         }
         Ok(())
@@ -92,7 +92,7 @@ impl GangPart {
         Expected {
             gang_id: host.gang_id.clone(),
             revision: host.revision.clone(),
-            tensor: model.shards.tensor(),
+            parallelism: model.shards.parallelism(),
             ranks_per_pod: self.ranks_per_pod,
             model_digest: model.digest.clone(),
             kv_fingerprint: model.kv_fingerprint.clone(),
@@ -129,8 +129,8 @@ pub enum Backend {
 pub struct CpuBackend {
     /// The checkpoint: `config.json`, safetensors, tokenizer.
     pub model_dir: PathBuf,
-    /// Tensor degree.
-    pub tensor: usize,
+    /// Ranks of the gang.
+    pub parallelism: Parallelism,
     /// Of activations and KV.
     pub dtype: Dtype,
     /// Size of the KV cache.

@@ -117,19 +117,23 @@ impl Job {
     /// Reserves blocks and fills them, holding the lease all the while.
     async fn deliver(&self, blocks: Arc<[u32]>, progress: Progress) -> Result<(), Status> {
         let Self { gang, prompt_tokens, decode_gang } = self;
-        let wire::ReserveResponse { kv_endpoints, lease_millis } =
+        let wire::ReserveResponse { kv_endpoints, lease_millis, tensor } =
             decode_gang.reserve(*prompt_tokens).await?;
         let model = &gang.model;
-        let target = ShardPlan::new(&model.config, Parallelism::tensor(kv_endpoints.len()))
+        let parallelism = match tensor as usize {
+            0 => Parallelism::tensor(kv_endpoints.len()),
+            tensor => Parallelism { tensor, pipeline: kv_endpoints.len() / tensor },
+        };
+        let target = ShardPlan::new(&model.config, parallelism)
             .map_err(|error| decode_gang.failed("Reserve", &error.to_string()))?;
         let to = (decode_gang.transfer, decode_gang.context.gang_epoch);
         let outgoing = model.outgoing(to, *prompt_tokens, blocks);
         let mut here = Vec::new();
         let mut elsewhere: BTreeMap<usize, Vec<Route>> = BTreeMap::new();
-        for KvRoute { source_rank, target_rank, layers: _, heads } in kv_routes(&model.shards, &target) {
+        for KvRoute { source_rank, target_rank, layers, heads } in kv_routes(&model.shards, &target) {
             let Some(endpoint) = kv_endpoints.get(target_rank).cloned() else { continue };
-            let route =
-                Route { endpoint, source_rank: source_rank as u16, target_rank: target_rank as u16, heads };
+            let (from, to) = (source_rank as u16, target_rank as u16);
+            let route = Route { endpoint, source_rank: from, target_rank: to, layers, heads };
             match gang.followers.as_ref().and_then(|followers| followers.of_rank(source_rank)) {
                 Some(process) => elsewhere.entry(process).or_default().push(route),
                 None => here.push(route),

@@ -72,6 +72,7 @@ impl Worker for Service {
             block_tokens: limits.block_tokens as u32,
             kv_blocks: limits.kv_blocks as u32,
             max_sequences: limits.max_sequences as u32,
+            pipeline: model.shards.parallelism().pipeline as u32,
         }))
     }
 
@@ -129,6 +130,7 @@ impl Worker for Service {
         Ok(Response::new(wire::ReserveResponse {
             kv_endpoints: gang.kv_endpoints.clone(),
             lease_millis: Self::lease_millis(lease),
+            tensor: gang.model.shards.tensor() as u32,
         }))
     }
 

@@ -50,8 +50,6 @@ pub mod reason {
     pub const LOADED: &str = "Loaded";
     /// Gangs have not loaded it yet.
     pub const LOADING: &str = "Loading";
-    /// More than one stage.
-    pub const PARALLELISM_NOT_SUPPORTED: &str = "ParallelismNotSupported";
     /// Ranks that no number of pods holds evenly.
     pub const PARALLELISM_INVALID: &str = "ParallelismInvalid";
     /// A gang lacks a pod.

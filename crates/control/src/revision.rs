@@ -102,6 +102,7 @@ fn canonical(spec: &GangSpec, out: &mut String) {
         source,
         secret,
         tensor,
+        pipeline,
         ranks_per_pod,
         gpu,
         dtype,
@@ -123,6 +124,7 @@ fn canonical(spec: &GangSpec, out: &mut String) {
     field("source", Some(source.clone()));
     field("secret", secret.clone());
     field("tensor", Some(tensor.to_string()));
+    field("pipeline", pipeline.map(|stages| stages.to_string()));
     field("ranksPerPod", ranks_per_pod.map(|ranks| ranks.to_string()));
     if let Some(Gpu { resource_name, claim_template_name, runtime_class_name }) = gpu {
         field("accelerator", Some("GPU".to_owned()));

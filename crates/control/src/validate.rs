@@ -22,7 +22,7 @@ const TERMINATION_GRACE_PERIOD_SECONDS: i64 = 600;
 const TIME_TO_FIRST_TOKEN: Duration = Duration::from_secs(10);
 
 /// What the operator sets in a worker's pod from other fields; a value of the user's would contradict them.
-const RESERVED_ENV: [&str; 24] = [
+const RESERVED_ENV: [&str; 25] = [
     "HERD_ADVERTISE",
     "HERD_CACHE_DIR",
     "HERD_CACHE_FOLDER",
@@ -42,6 +42,7 @@ const RESERVED_ENV: [&str; 24] = [
     "HERD_MODEL_PIN",
     "HERD_MODEL_SECRET",
     "HERD_MODEL_SOURCE",
+    "HERD_PIPELINE",
     "HERD_RANKS_PER_POD",
     "HERD_RANK_BIND",
     "HERD_REVISION",
@@ -153,7 +154,10 @@ pub struct GangSpec {
     pub secret: Option<String>,
     /// Ranks that share each layer.
     pub tensor: usize,
-    /// Where they are in more than one pod.
+    /// Stages that the layers are split over, where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<usize>,
+    /// Where those of a stage are in more than one pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranks_per_pod: Option<usize>,
     /// Where the ranks compute on GPUs; on the CPU otherwise.
@@ -216,9 +220,14 @@ impl GangSpec {
         self.ranks_per_pod.unwrap_or(self.tensor).max(1)
     }
 
+    /// Ranks of a gang.
+    pub fn ranks(&self) -> usize {
+        self.tensor.saturating_mul(self.pipeline.unwrap_or(1))
+    }
+
     /// The first rank of each pod of a gang.
     pub fn first_ranks(&self) -> impl ExactSizeIterator<Item = usize> {
-        (0..self.tensor).step_by(self.ranks_in_pod())
+        (0..self.ranks()).step_by(self.ranks_in_pod())
     }
 }
 
@@ -344,7 +353,9 @@ fn check_accelerator(
 #[derive(Clone, Copy)]
 struct Split {
     tensor: usize,
-    /// Where that makes more than one pod.
+    /// Where there is more than one.
+    pipeline: Option<usize>,
+    /// Where that makes more than one pod a stage.
     ranks_per_pod: Option<usize>,
 }
 
@@ -354,12 +365,10 @@ fn check_parallelism(parallelism: Option<Parallelism>) -> Result<Split, Refusal>
     let (tensor, pipeline) = (tensor.unwrap_or(1), pipeline.unwrap_or(1));
     let ranks = ranks_per_pod.unwrap_or(tensor);
     let invalid = |message| Err(refusal(reason::PARALLELISM_INVALID, message));
-    if pipeline != 1 {
-        let message = format!("parallelism.pipeline {pipeline} is not served yet: leave it at 1");
-        return Err(refusal(reason::PARALLELISM_NOT_SUPPORTED, message));
-    }
-    if tensor < 1 {
-        return invalid(format!("parallelism.tensor {tensor} must be at least 1"));
+    for (name, degree) in [("tensor", tensor), ("pipeline", pipeline)] {
+        if degree < 1 {
+            return invalid(format!("parallelism.{name} {degree} must be at least 1"));
+        }
     }
     if ranks < 1 || tensor % ranks != 0 {
         return invalid(format!(
@@ -367,7 +376,11 @@ fn check_parallelism(parallelism: Option<Parallelism>) -> Result<Split, Refusal>
             nearest_divisor(tensor, ranks)
         ));
     }
-    Ok(Split { tensor: tensor as usize, ranks_per_pod: (ranks < tensor).then_some(ranks as usize) })
+    Ok(Split {
+        tensor: tensor as usize,
+        pipeline: (pipeline > 1).then_some(pipeline as usize),
+        ranks_per_pod: (ranks < tensor).then_some(ranks as usize),
+    })
 }
 
 /// The largest divisor of `tensor` that is at most `ranks`; at least 1.
@@ -412,7 +425,7 @@ fn check_env(env: &[EnvVar]) -> Result<(), Refusal> {
 
 fn gang_spec(
     model: &Model,
-    Split { tensor, ranks_per_pod }: Split,
+    Split { tensor, pipeline, ranks_per_pod }: Split,
     gpu: Option<Gpu>,
     worker: &WorkerTemplate,
 ) -> GangSpec {
@@ -430,6 +443,7 @@ fn gang_spec(
         source: source.clone(),
         secret: secret_ref.as_ref().map(|SecretRef { name }| name.clone()),
         tensor,
+        pipeline,
         ranks_per_pod,
         gpu,
         dtype: *dtype,

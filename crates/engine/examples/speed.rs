@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use herd_engine::{CpuModel, Executor, LoadOptions};
-use herd_model::{BLOCK_TOKENS, Dtype};
+use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::{LogitRows, SequenceId, StepEntry, StepPlan};
 
 const PROMPT: usize = 512;
@@ -22,7 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let kv_blocks = BATCHES[BATCHES.len() - 1] * blocks_each;
 
     let started = Instant::now();
-    let mut model = CpuModel::load(folder.as_ref(), &LoadOptions { tensor, dtype, kv_blocks, threads })?;
+    let options = LoadOptions { parallelism: Parallelism::tensor(tensor), dtype, kv_blocks, threads };
+    let mut model = CpuModel::load(folder.as_ref(), &options)?;
     let bytes: u64 = model.info().weight_bytes_per_rank.iter().sum();
     println!(
         "{folder} at tensor {tensor}, {threads} threads, {dtype}: {} MB of weights in {:.2} s",

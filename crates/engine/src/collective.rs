@@ -1,28 +1,38 @@
-//! What the ranks of a gang compute together: sums and maxima over all of them.
+//! What the ranks of a gang give each other: sums and maxima over the ranks of a stage, hidden states from stage to stage.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use herd_model::Parallelism;
+
 /// How far ranks may be apart before the slower ones are given up.
 const SKEW_DEADLINE: Duration = Duration::from_mins(2);
 
-/// One rank's end of the group. Every rank calls the same operations in the same order with slices of the same length; each
-/// returns when all have called. The result is the same on every rank, to the bit.
+/// What a stage is ahead of the next one at most: values given and not taken.
+pub const GIVEN_AHEAD: usize = 8;
+
+/// One rank's end of its gang. The ranks of a stage call the same operations in the same order with slices of the same length;
+/// a reduction returns when all have called, with the same result on every rank, to the bit.
 pub trait Collective: Send + Sync {
-    /// This rank, counted from 0.
+    /// This rank, counted from 0 over all stages.
     fn rank(&self) -> usize;
 
-    /// Ranks of the group.
-    fn size(&self) -> usize;
-
-    /// Replaces `values` by the element-wise sum over the ranks, added in rank order.
+    /// Replaces `values` by the element-wise sum over the ranks of the stage, added in rank order.
     fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CollectiveError>;
 
-    /// Replaces `values` by the element-wise maximum over the ranks.
+    /// Replaces `values` by the element-wise maximum over the ranks of the stage.
     fn all_reduce_max(&self, values: &mut [f32]) -> Result<(), CollectiveError>;
 
-    /// Ends the group: every operation under way or to come fails on all ranks.
+    /// Gives `values`, the same on every rank of the stage, to the next stage. Waits only where [`GIVEN_AHEAD`] are not taken
+    /// yet.
+    fn give_next(&self, values: &[f32]) -> Result<(), CollectiveError>;
+
+    /// What the stage before gave, in the order in which it was given.
+    fn take_previous(&self) -> Result<Arc<[f32]>, CollectiveError>;
+
+    /// Ends the gang: every operation under way or to come fails on all ranks.
     fn abort(&self, reason: &str);
 }
 
@@ -49,114 +59,203 @@ pub enum CollectiveError {
     },
 }
 
-/// What the ranks of a group that are threads of this process give each other, and how they reach those of other processes.
+/// What the ranks of a gang that are threads of this process give each other, and how they reach those of other processes.
 /// They block while they wait.
 pub struct LocalRank {
     rank: usize,
-    group: Arc<Group>,
+    gang: Arc<Gang>,
 }
 
-/// The ranks of the group that live in other processes.
+/// The ranks of the gang that live in other processes. All processes hold equally many ranks in a row, of one stage.
 pub trait Remote: Send + Sync {
-    /// Sends what each rank of this process gives, in rank order, to the other processes, and hands each of their ranks' to
-    /// `take`. Called for one operation after the other, by one thread at a time.
-    fn exchange(&self, own: &[&[f32]], take: &mut dyn FnMut(usize, Vec<f32>)) -> Result<(), CollectiveError>;
+    /// Sends what each rank of this process gives, in rank order, to the other processes of its stage, whose ranks are
+    /// `stage`, and hands each of their ranks' to `take`. Called for one operation after the other, by one thread at a time.
+    fn exchange(
+        &self,
+        stage: &Range<usize>,
+        own: &[&[f32]],
+        take: &mut dyn FnMut(usize, Vec<f32>),
+    ) -> Result<(), CollectiveError>;
 
-    /// Ends the group in the other processes too: an exchange under way or to come fails.
+    /// Gives `values` to the process that has this rank of the next stage.
+    fn give(&self, rank: usize, values: &[f32]) -> Result<(), CollectiveError>;
+
+    /// What the process that has this rank of the stage before gives next.
+    fn take(&self, rank: usize) -> Result<Vec<f32>, CollectiveError>;
+
+    /// Ends the gang in the other processes too: what is under way or to come fails.
     fn abort(&self, reason: &str);
 }
 
-struct Group {
+struct Gang {
+    tensor: usize,
+    stages: Vec<Stage>,
+    remote: Option<Arc<dyn Remote>>,
+}
+
+struct Stage {
+    ranks: Range<usize>,
     /// Those of this process.
     local: Range<usize>,
-    remote: Option<Arc<dyn Remote>>,
-    /// By rank of the whole group. Two sets, used in turns: when a rank writes to one, every rank of this process has left
-    /// the operation that last used it.
+    /// By rank of the stage. Two sets, used in turns: when a rank writes to one, every rank of this process has left the
+    /// operation that last used it.
     slots: [Vec<RwLock<Vec<f32>>>; 2],
-    barrier: Mutex<Barrier>,
-    passed: Condvar,
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
 #[derive(Default)]
-struct Barrier {
+struct State {
     arrived: usize,
-    /// Operations that all ranks have entered.
+    /// Reductions that all ranks have entered.
     operations: usize,
+    /// From the stage before, and how many local ranks have not taken it.
+    given: VecDeque<(Arc<[f32]>, usize)>,
+    /// How much of what was given each local rank has taken: of all, and of what is in `given`.
+    taken: Vec<usize>,
     aborted: Option<CollectiveError>,
 }
 
+impl Stage {
+    fn new(ranks: Range<usize>, here: &Range<usize>) -> Self {
+        let local = ranks.start.max(here.start)..ranks.end.min(here.end).max(ranks.start.max(here.start));
+        let slots = || ranks.clone().map(|_| RwLock::default()).collect();
+        let state = State { taken: vec![0; local.len()], ..State::default() };
+        Self { slots: [slots(), slots()], ranks, local, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until `done`, or until the gang is over, which is an error.
+    fn wait_until<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        rank: usize,
+        done: impl Fn(&State) -> bool,
+    ) -> Result<MutexGuard<'a, State>, CollectiveError> {
+        let waiting = |state: &mut State| !done(state) && state.aborted.is_none();
+        let waited = self.changed.wait_timeout_while(state, SKEW_DEADLINE, waiting);
+        let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() && waiting(&mut state) {
+            let reason = format!("no answer of the other ranks within {} s", SKEW_DEADLINE.as_secs());
+            state.aborted = Some(CollectiveError::Aborted { rank, reason });
+            self.changed.notify_all();
+        }
+        state.aborted.clone().map_or(Ok(state), Err)
+    }
+
+    /// Gives its ranks here what the stage before has computed.
+    fn give(&self, rank: usize, values: Arc<[f32]>) -> Result<(), CollectiveError> {
+        let mut state = self.wait_until(self.lock(), rank, |state| state.given.len() < GIVEN_AHEAD)?;
+        state.given.push_back((values, self.local.len()));
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn take(&self, rank: usize) -> Result<Arc<[f32]>, CollectiveError> {
+        let number = rank - self.local.start;
+        let mut state =
+            self.wait_until(self.lock(), rank, |state| state.taken[number] < state.given.len())?;
+        let State { given, taken, .. } = &mut *state;
+        let (values, left) = &mut given[taken[number]];
+        let values = Arc::clone(values);
+        *left -= 1;
+        let is_last = *left == 0;
+        taken[number] += 1;
+        // Taken in order: what all have taken stands in front.
+        if is_last {
+            given.pop_front();
+            for taken in taken {
+                *taken -= 1;
+            }
+            self.changed.notify_all();
+        }
+        Ok(values)
+    }
+
+    fn abort(&self, error: &CollectiveError) {
+        self.lock().aborted.get_or_insert_with(|| error.clone());
+        self.changed.notify_all();
+    }
+
+    fn exchange(&self, remote: &dyn Remote, operation: usize) -> Result<(), CollectiveError> {
+        let slots = &self.slots[operation % 2];
+        let own: Vec<_> = slots[self.local.start - self.ranks.start..self.local.end - self.ranks.start]
+            .iter()
+            .map(|slot| slot.read().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        let own: Vec<&[f32]> = own.iter().map(|values| values.as_slice()).collect();
+        remote.exchange(&self.ranks, &own, &mut |rank, values| {
+            // A rank of this process is nobody else's to speak for.
+            let slot = rank.checked_sub(self.ranks.start).and_then(|number| slots.get(number));
+            if let Some(slot) = slot.filter(|_| !self.local.contains(&rank)) {
+                *slot.write().unwrap_or_else(PoisonError::into_inner) = values;
+            }
+        })
+    }
+}
+
 impl LocalRank {
-    /// A new group, all in this process, by rank.
-    pub fn group(size: usize) -> Vec<Self> {
-        Self::part(0..size, size, None)
+    /// A new gang, all in this process, by rank.
+    pub fn gang(parallelism: Parallelism) -> Vec<Self> {
+        Self::part(0..parallelism.ranks(), parallelism, None)
     }
 
-    /// The ranks `local` of a group of `size`, by rank. The others are reached by `remote`.
-    pub fn part(local: Range<usize>, size: usize, remote: Option<Arc<dyn Remote>>) -> Vec<Self> {
-        let slots = || (0..size).map(|_| RwLock::default()).collect();
-        let group = Arc::new(Group {
-            local: local.clone(),
-            remote,
-            slots: [slots(), slots()],
-            barrier: Mutex::default(),
-            passed: Condvar::new(),
-        });
-        local.map(|rank| Self { rank, group: Arc::clone(&group) }).collect()
+    /// The ranks `local` of a gang, by rank. The others are reached by `remote`.
+    pub fn part(local: Range<usize>, parallelism: Parallelism, remote: Option<Arc<dyn Remote>>) -> Vec<Self> {
+        let Parallelism { tensor, pipeline } = parallelism;
+        let stages = (0..pipeline).map(|stage| Stage::new(stage * tensor..(stage + 1) * tensor, &local));
+        let gang = Arc::new(Gang { tensor, stages: stages.collect(), remote });
+        local.map(|rank| Self { rank, gang: Arc::clone(&gang) }).collect()
     }
 
-    fn barrier(&self) -> MutexGuard<'_, Barrier> {
-        self.group.barrier.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stage(&self) -> &Stage {
+        &self.gang.stages[self.rank / self.gang.tensor]
     }
 
-    /// Shows `values` to the other ranks, waits for theirs, and calls `take` for each rank's, in rank order.
+    /// Shows `values` to the other ranks of the stage, waits for theirs, and calls `take` for each rank's, in rank order.
     fn exchange(
         &self,
         values: &[f32],
         mut take: impl FnMut(usize, &[f32]) -> Result<(), CollectiveError>,
     ) -> Result<(), CollectiveError> {
-        let operation = self.barrier().operations;
-        let slots = &self.group.slots[operation % 2];
+        let stage = self.stage();
+        let operation = stage.lock().operations;
+        let slots = &stage.slots[operation % 2];
         {
-            let mut own = slots[self.rank].write().unwrap_or_else(PoisonError::into_inner);
+            let own = &slots[self.rank - stage.ranks.start];
+            let mut own = own.write().unwrap_or_else(PoisonError::into_inner);
             own.clear();
             own.extend_from_slice(values);
         }
-        self.wait(operation)?;
-        for (rank, slot) in slots.iter().enumerate() {
+        self.wait(stage, operation)?;
+        for (rank, slot) in stage.ranks.clone().zip(slots) {
             take(rank, &slot.read().unwrap_or_else(PoisonError::into_inner))?;
         }
         Ok(())
     }
 
-    /// Until all ranks of the group are in the operation. The last of this process brings in those of the others.
-    fn wait(&self, operation: usize) -> Result<(), CollectiveError> {
-        let mut barrier = self.barrier();
-        barrier.arrived += 1;
-        if barrier.arrived == self.group.local.len() {
-            barrier.arrived = 0;
-            if let (Some(remote), None) = (&self.group.remote, &barrier.aborted) {
-                drop(barrier);
-                let exchanged = self.group.exchange(&**remote, operation);
-                barrier = self.barrier();
+    /// Until all ranks of the stage are in the operation. The last of this process brings in those of the others.
+    fn wait(&self, stage: &Stage, operation: usize) -> Result<(), CollectiveError> {
+        let mut state = stage.lock();
+        state.arrived += 1;
+        if state.arrived == stage.local.len() {
+            state.arrived = 0;
+            let remote = self.gang.remote.as_ref().filter(|_| stage.local != stage.ranks);
+            if let (Some(remote), None) = (remote, &state.aborted) {
+                drop(state);
+                let exchanged = stage.exchange(&**remote, operation);
+                state = stage.lock();
                 if let Err(error) = exchanged {
-                    barrier.aborted.get_or_insert(error);
+                    state.aborted.get_or_insert(error);
                 }
             }
-            barrier.operations += 1;
-            self.group.passed.notify_all();
+            state.operations += 1;
+            stage.changed.notify_all();
         }
-        let waiting = |barrier: &mut Barrier| barrier.operations == operation && barrier.aborted.is_none();
-        let (mut barrier, timeout) = self
-            .group
-            .passed
-            .wait_timeout_while(barrier, SKEW_DEADLINE, waiting)
-            .unwrap_or_else(PoisonError::into_inner);
-        if timeout.timed_out() && waiting(&mut barrier) {
-            let reason = format!("no answer of the other ranks within {} s", SKEW_DEADLINE.as_secs());
-            barrier.aborted = Some(CollectiveError::Aborted { rank: self.rank, reason });
-            self.group.passed.notify_all();
-        }
-        barrier.aborted.clone().map_or(Ok(()), Err)
+        stage.wait_until(state, self.rank, |state| state.operations > operation).map(drop)
     }
 
     fn all_reduce(
@@ -164,7 +263,8 @@ impl LocalRank {
         values: &mut [f32],
         combine: impl Fn(f32, f32) -> f32,
     ) -> Result<(), CollectiveError> {
-        if self.size() == 1 {
+        let tensor = self.gang.tensor;
+        if tensor == 1 {
             return Ok(());
         }
         let own = values.to_vec();
@@ -172,7 +272,7 @@ impl LocalRank {
             if given.len() != own.len() {
                 return Err(CollectiveError::Mismatch { rank, given: given.len(), own: own.len() });
             }
-            if rank == 0 {
+            if rank.is_multiple_of(tensor) {
                 values.copy_from_slice(given);
             } else {
                 values.iter_mut().zip(given).for_each(|(value, given)| *value = combine(*value, *given));
@@ -180,32 +280,24 @@ impl LocalRank {
             Ok(())
         })
     }
-}
 
-impl Group {
-    fn exchange(&self, remote: &dyn Remote, operation: usize) -> Result<(), CollectiveError> {
-        let slots = &self.slots[operation % 2];
-        let own: Vec<_> = slots[self.local.clone()]
-            .iter()
-            .map(|slot| slot.read().unwrap_or_else(PoisonError::into_inner))
-            .collect();
-        let own: Vec<&[f32]> = own.iter().map(|values| values.as_slice()).collect();
-        remote.exchange(&own, &mut |rank, values| {
-            // A rank of this process is nobody else's to speak for.
-            if let Some(slot) = slots.get(rank).filter(|_| !self.local.contains(&rank)) {
-                *slot.write().unwrap_or_else(PoisonError::into_inner) = values;
+    /// The stage of another rank, if that rank is in this process; else how it is reached, unless there is no such rank.
+    fn reach(&self, rank: usize) -> Result<Result<&Stage, &dyn Remote>, CollectiveError> {
+        let stage = self.gang.stages.get(rank / self.gang.tensor);
+        match (stage, &self.gang.remote) {
+            (Some(stage), _) if stage.local.contains(&rank) => Ok(Ok(stage)),
+            (Some(_), Some(remote)) => Ok(Err(&**remote)),
+            _ => {
+                let reason = format!("there is no rank {rank} to reach");
+                Err(CollectiveError::Aborted { rank: self.rank, reason })
             }
-        })
+        }
     }
 }
 
 impl Collective for LocalRank {
     fn rank(&self) -> usize {
         self.rank
-    }
-
-    fn size(&self) -> usize {
-        self.group.slots[0].len()
     }
 
     fn all_reduce_sum(&self, values: &mut [f32]) -> Result<(), CollectiveError> {
@@ -216,11 +308,33 @@ impl Collective for LocalRank {
         self.all_reduce(values, f32::max)
     }
 
+    fn give_next(&self, values: &[f32]) -> Result<(), CollectiveError> {
+        // One speaks for all ranks of the stage that are here.
+        if self.rank != self.stage().local.start {
+            return Ok(());
+        }
+        let next = self.rank + self.gang.tensor;
+        match self.reach(next)? {
+            Ok(stage) => stage.give(self.rank, values.into()),
+            Err(remote) => remote.give(next, values),
+        }
+    }
+
+    fn take_previous(&self) -> Result<Arc<[f32]>, CollectiveError> {
+        let stage = self.stage();
+        let previous = self.rank.checked_sub(self.gang.tensor).unwrap_or(usize::MAX);
+        if self.rank == stage.local.start
+            && let Err(remote) = self.reach(previous)?
+        {
+            stage.give(self.rank, remote.take(previous)?.into())?;
+        }
+        stage.take(self.rank)
+    }
+
     fn abort(&self, reason: &str) {
         let aborted = CollectiveError::Aborted { rank: self.rank, reason: reason.to_owned() };
-        self.barrier().aborted.get_or_insert(aborted);
-        self.group.passed.notify_all();
-        if let Some(remote) = &self.group.remote {
+        self.gang.stages.iter().for_each(|stage| stage.abort(&aborted));
+        if let Some(remote) = &self.gang.remote {
             remote.abort(reason);
         }
     }
@@ -233,8 +347,12 @@ mod tests {
     use super::*;
 
     fn on_each<T: Send>(size: usize, run: impl Fn(LocalRank) -> T + Sync) -> Vec<T> {
+        on_each_of(Parallelism::tensor(size), run)
+    }
+
+    fn on_each_of<T: Send>(parallelism: Parallelism, run: impl Fn(LocalRank) -> T + Sync) -> Vec<T> {
         thread::scope(|scope| {
-            let ranks: Vec<_> = LocalRank::group(size)
+            let ranks: Vec<_> = LocalRank::gang(parallelism)
                 .into_iter()
                 .map(|end| {
                     let run = &run;
@@ -291,5 +409,58 @@ mod tests {
     fn lengths_that_differ_are_refused() {
         let results = on_each(2, |end| end.all_reduce_sum(&mut vec![1.0; end.rank() + 1]));
         assert!(results.iter().all(|result| matches!(result, Err(CollectiveError::Mismatch { .. }))));
+    }
+
+    #[test]
+    fn stages_hand_on_in_order_and_reduce_apart() {
+        const TURNS: usize = 5 * GIVEN_AHEAD;
+        let ends = on_each_of(Parallelism { tensor: 2, pipeline: 3 }, |end| {
+            let stage = end.rank() / 2;
+            (0..TURNS)
+                .map(|turn| {
+                    let mut values =
+                        if stage == 0 { vec![turn as f32] } else { end.take_previous().unwrap().to_vec() };
+                    // 1 from each rank of the stage.
+                    let mut sum = [1.0];
+                    end.all_reduce_sum(&mut sum).unwrap();
+                    values[0] += sum[0];
+                    if stage < 2 {
+                        end.give_next(&values).unwrap();
+                    }
+                    values[0]
+                })
+                .collect::<Vec<_>>()
+        });
+        for (rank, values) in ends.iter().enumerate() {
+            let expected = (0..TURNS).map(|turn| (turn + 2 * (rank / 2 + 1)) as f32);
+            assert_eq!(*values, expected.collect::<Vec<_>>(), "rank {rank}");
+        }
+    }
+
+    #[test]
+    fn a_stage_is_not_ahead_without_bound() {
+        let ends = LocalRank::gang(Parallelism { tensor: 1, pipeline: 2 });
+        for turn in 0..GIVEN_AHEAD {
+            ends[0].give_next(&[turn as f32]).unwrap();
+        }
+        thread::scope(|scope| {
+            let more = scope.spawn(|| ends[0].give_next(&[-1.0]));
+            ends[1].abort("out of memory");
+            assert!(more.join().unwrap().is_err());
+        });
+        assert!(ends[1].take_previous().is_err());
+    }
+
+    #[test]
+    fn a_rank_that_fails_ends_the_other_stages_too() {
+        let results = on_each_of(Parallelism { tensor: 1, pipeline: 3 }, |end| {
+            if end.rank() == 0 {
+                end.abort("out of memory");
+                return Ok(());
+            }
+            end.take_previous().map(drop)
+        });
+        let aborted = CollectiveError::Aborted { rank: 0, reason: "out of memory".to_owned() };
+        assert_eq!(results[1..], [Err(aborted.clone()), Err(aborted)]);
     }
 }

@@ -185,7 +185,7 @@ impl Engine {
         self.inner.shared.counters()
     }
 
-    /// The KV cache of each tensor rank, by rank.
+    /// The KV cache of each rank, by rank.
     pub fn kv(&self) -> &[Arc<dyn KvStore>] {
         &self.inner.kv
     }

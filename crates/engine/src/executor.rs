@@ -11,7 +11,7 @@ pub trait Executor: Send {
     /// Runs one step to its end. An error ends the epoch: the KV contents are not to be trusted after it.
     fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, ExecutorError>;
 
-    /// The KV cache of each tensor rank, by rank.
+    /// The KV cache of each rank, by rank.
     fn kv(&self) -> Vec<Arc<dyn KvStore>>;
 
     /// Entries of a logits row.
@@ -29,7 +29,7 @@ pub struct StepOutput {
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
     /// A rank thread is gone.
-    #[error("tensor rank {rank} stopped: {message}")]
+    #[error("rank {rank} stopped: {message}")]
     RankStopped {
         /// Which one.
         rank: usize,

@@ -17,6 +17,9 @@ pub struct KvSlab {
 /// The KV cache of one rank. Reads and writes may run beside a step that works on other blocks; who calls them makes sure
 /// that a block read is complete and a block written is reserved.
 pub trait KvStore: Send + Sync {
+    /// Absolute layers this rank holds.
+    fn layers(&self) -> Range<usize>;
+
     /// Absolute KV heads this rank holds.
     fn heads(&self) -> Range<usize>;
 
@@ -42,12 +45,12 @@ pub enum KvError {
         blocks: u32,
     },
     /// Not a layer of this cache.
-    #[error("layer {layer} is not one of the {layers} of this rank")]
+    #[error("layer {layer} is not within {held:?} of this rank")]
     NoSuchLayer {
         /// Asked for.
         layer: usize,
         /// Layers there are.
-        layers: usize,
+        held: Range<usize>,
     },
     /// Heads that this rank does not hold.
     #[error("kv heads {asked:?} are not within {held:?} of this rank")]

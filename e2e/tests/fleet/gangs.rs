@@ -43,6 +43,24 @@ fn a_gang_of_three_pods_answers_as_one_pod_does() -> Result<()> {
 }
 
 #[test]
+fn a_pipeline_of_two_stages_answers_as_one_pod_does() -> Result<()> {
+    with_fleet(|fleet| {
+        let namespace = fleet.namespace("e2e-stages")?;
+        let kubectl = namespace.kubectl();
+        let mut object = unified("stages", MODEL, 3);
+        object["spec"]["parallelism"]["pipeline"] = json!(2);
+        kubectl.apply(&object)?;
+        ready(kubectl, "stages")?;
+        let members = kubectl.list("pods", "herd.dev/deployment=stages")?;
+        let rank = |pod: &Value| pod["metadata"]["labels"]["herd.dev/rank"].as_str().map(str::to_owned);
+        let mut ranks: Vec<_> = members.iter().filter_map(rank).collect();
+        ranks.sort();
+        ensure!(ranks == ["0", "3"], "{ranks:?}");
+        answers_right(fleet, "stages")
+    })
+}
+
+#[test]
 fn a_lost_pod_replaces_its_gang() -> Result<()> {
     with_fleet(|fleet| {
         let namespace = fleet.namespace("e2e-lost-pod")?;

@@ -7,23 +7,6 @@ use serde_json::json;
 use crate::objects::{KINDS, MODEL, ready, unified, wait_for};
 
 #[test]
-fn what_is_not_served_yet_is_admitted_and_ends_in_a_condition() -> Result<()> {
-    with_fleet(|fleet| {
-        let namespace = fleet.namespace("e2e-not-yet")?;
-        let kubectl = namespace.kubectl();
-        let mut stages = unified("stages", MODEL, 1);
-        stages["spec"]["parallelism"]["pipeline"] = json!(2);
-        kubectl.apply(&stages)?;
-        let object = "llamadeployment/stages";
-        let message = wait_for(kubectl, object, "Ready", "False", Some("ParallelismNotSupported"))?;
-        ensure!(message.contains("not served yet"), "{message}");
-        let made = kubectl.list(KINDS, "app.kubernetes.io/managed-by=herd-operator")?;
-        ensure!(made.is_empty(), "{made:?}");
-        Ok(())
-    })
-}
-
-#[test]
 fn a_hub_that_cannot_be_reached_is_told_and_nothing_is_made() -> Result<()> {
     with_fleet(|fleet| {
         let namespace = fleet.namespace("e2e-no-hub")?;

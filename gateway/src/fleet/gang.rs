@@ -65,6 +65,7 @@ impl Description {
             block_tokens,
             kv_blocks,
             max_sequences,
+            pipeline,
         } = response;
         let context_length = context_length.min(kv_blocks.saturating_mul(block_tokens));
         for (value, name) in [(context_length, "context"), (max_sequences, "batch")] {
@@ -85,7 +86,7 @@ impl Description {
             kv_fingerprint,
             context_length,
             max_sequences,
-            ranks: tensor,
+            ranks: tensor.saturating_mul(pipeline.max(1)),
             kv_blocks,
         };
         Ok((description, role))

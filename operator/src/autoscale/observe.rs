@@ -72,7 +72,7 @@ impl Scaled {
             role: *role,
             min: *min_replicas,
             max: *max_replicas,
-            ranks: i64::try_from(gang.tensor).unwrap_or(i64::MAX),
+            ranks: i64::try_from(gang.ranks()).unwrap_or(i64::MAX),
             revision: pool.spec.targets.last().map(|target| target.revision.clone()).unwrap_or_default(),
             replicas: runs(pool, wanted),
             live: status.replicas,

@@ -26,7 +26,7 @@ use tonic::{Code, Streaming};
 use super::connect::{Member, connect_all};
 use super::mesh::Mesh;
 use super::plan::Decoder;
-use super::{ALIVE_PERIOD, MESSAGES, SILENCE, ranks};
+use super::{ALIVE_PERIOD, MESSAGES, SILENCE, span};
 use crate::backend::{self, Model};
 use crate::error::WorkerError;
 use crate::http::{Pages, Process, router};
@@ -109,6 +109,7 @@ impl Follower {
             gang_id,
             revision,
             tensor: model.shards.tensor() as u32,
+            pipeline: model.shards.parallelism().pipeline as u32,
             first_rank: own.start as u32,
             ranks: own.len() as u32,
             model_digest: model.digest.clone(),
@@ -285,7 +286,7 @@ impl Joining {
         let members: Vec<Member> = members
             .into_iter()
             .map(|wire::Member { first_rank, ranks: count, endpoint }| Member {
-                ranks: ranks(first_rank, count),
+                ranks: span(first_rank, count),
                 endpoint,
             })
             .collect();
@@ -301,7 +302,7 @@ impl Joining {
             let mesh = Mesh::start(own.clone(), epoch, max_values as usize, links, metrics);
             let mesh = mesh.map_err(|error| error.to_string())?;
             let remote: Arc<dyn Remote> = Arc::<Mesh>::clone(&mesh);
-            let local = LocalRank::part(own.clone(), self.member.model.shards.tensor(), Some(remote));
+            let local = LocalRank::part(own.clone(), self.member.model.shards.parallelism(), Some(remote));
             let running = self.member.ranks.start(local).map_err(|error| error.to_string())?;
             Stepper::start(running, Arc::clone(&mesh)).map_err(|error| error.to_string())
         });
@@ -403,7 +404,6 @@ impl MemberOf {
                     None,
                     blocks.into(),
                     &self.ranks.kv(),
-                    model.config.layers,
                     prompt_tokens as usize,
                     model.block_tokens,
                 );
@@ -455,8 +455,8 @@ impl MemberOf {
         outgoing: &Outgoing,
         progress: watch::Receiver<usize>,
     ) -> Result<(), String> {
-        let wire::KvRoute { endpoint, source_rank, target_rank, first_head, heads } = route;
-        let first_head = first_head as usize;
+        let wire::KvRoute { endpoint, source_rank, target_rank, first_layer, layers, first_head, heads } =
+            route;
         let local = (source_rank as usize).checked_sub(self.own.start);
         let store = local.and_then(|local| stores.get(local));
         let store = store.ok_or_else(|| format!("rank {source_rank} is not here"))?;
@@ -464,7 +464,8 @@ impl MemberOf {
             endpoint,
             source_rank: source_rank as u16,
             target_rank: target_rank as u16,
-            heads: first_head..first_head.saturating_add(heads as usize),
+            layers: span(first_layer, layers),
+            heads: span(first_head, heads),
         };
         let sent = send(route, outgoing, &**store, progress, &self.metrics).await;
         sent.map_err(|error| error.to_string())

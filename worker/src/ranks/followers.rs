@@ -218,13 +218,15 @@ impl Followers {
 }
 
 fn route(route: &Route) -> wire::KvRoute {
-    let Route { endpoint, source_rank, target_rank, heads } = route;
+    let Route { endpoint, source_rank, target_rank, layers, heads } = route;
     wire::KvRoute {
         endpoint: endpoint.clone(),
         source_rank: u32::from(*source_rank),
         target_rank: u32::from(*target_rank),
         first_head: heads.start as u32,
         heads: heads.len() as u32,
+        first_layer: layers.start as u32,
+        layers: layers.len() as u32,
     }
 }
 
@@ -289,7 +291,6 @@ mod tests {
             epoch: 9,
             fingerprint: String::new(),
             dtype: herd_model::Dtype::F32,
-            layers: 1,
             block_tokens: 64,
             prompt_tokens: 3,
             blocks: [1].into(),

@@ -32,6 +32,8 @@ pub(super) enum Kind {
     Exchange,
     /// Each rank's columns of the logits of a step: the step is done.
     Columns,
+    /// Hidden states for the next stage, the same on every rank of a stage: one speaks for all.
+    Hidden,
 }
 
 /// What stands before the values.
@@ -74,6 +76,7 @@ impl Header {
         bytes[6] = match kind {
             Kind::Exchange => 0,
             Kind::Columns => 1,
+            Kind::Hidden => 2,
         };
         bytes[8..16].copy_from_slice(&epoch.to_le_bytes());
         bytes[16..24].copy_from_slice(&sequence.to_le_bytes());
@@ -100,6 +103,7 @@ impl Header {
         let kind = match bytes[6..8] {
             [0, 0] => Kind::Exchange,
             [1, 0] => Kind::Columns,
+            [2, 0] => Kind::Hidden,
             _ => return Err(FrameError::Kind),
         };
         Ok(Self {

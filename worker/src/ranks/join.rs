@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
+use herd_model::Parallelism;
 use herd_proto::internal::v1 as wire;
 use herd_proto::internal::v1::rank_report::Report;
 use herd_proto::internal::v1::rank_server::Rank;
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{MESSAGES, ranks};
+use super::{MESSAGES, span};
 
 /// For a caller to say who it is.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ pub(crate) struct Candidate {
 pub(crate) struct Expected {
     pub(crate) gang_id: String,
     pub(crate) revision: String,
-    pub(crate) tensor: usize,
+    pub(crate) parallelism: Parallelism,
     pub(crate) ranks_per_pod: usize,
     pub(crate) model_digest: String,
     pub(crate) kv_fingerprint: String,
@@ -54,7 +55,7 @@ impl RankService {
 
 impl Expected {
     fn check(&self, hello: &wire::Hello) -> Result<(), Status> {
-        let Self { gang_id, revision, tensor, ranks_per_pod, model_digest, kv_fingerprint } = self;
+        let Self { gang_id, revision, parallelism, ranks_per_pod, model_digest, kv_fingerprint } = self;
         let differs = |field: &str, given: &dyn std::fmt::Display, ours: &dyn std::fmt::Display| {
             Err(Status::failed_precondition(format!("{field} is {given}, the leader's is {ours}")))
         };
@@ -64,8 +65,12 @@ impl Expected {
         if hello.revision != *revision {
             return differs("revision", &hello.revision, revision);
         }
+        let Parallelism { tensor, pipeline } = parallelism;
         if hello.tensor as usize != *tensor {
             return differs("tensor", &hello.tensor, tensor);
+        }
+        if hello.pipeline as usize != *pipeline {
+            return differs("pipeline", &hello.pipeline, pipeline);
         }
         if hello.model_digest != *model_digest {
             return differs("model_digest", &hello.model_digest, model_digest);
@@ -74,14 +79,15 @@ impl Expected {
         if hello.kv_fingerprint != *kv_fingerprint {
             return differs("kv_fingerprint", &hello.kv_fingerprint, kv_fingerprint);
         }
-        let given = ranks(hello.first_rank, hello.ranks);
+        let given = span(hello.first_rank, hello.ranks);
         let is_one = given.start > 0
             && given.start.is_multiple_of(*ranks_per_pod)
             && given.len() == *ranks_per_pod
-            && given.end <= *tensor;
+            && given.end <= parallelism.ranks();
         if !is_one || hello.kv_endpoints.len() != given.len() {
+            let all = parallelism.ranks();
             let message =
-                format!("ranks {given:?} are not those of a process: {tensor} ranks, {ranks_per_pod} each");
+                format!("ranks {given:?} are not those of a process: {all} ranks, {ranks_per_pod} each");
             return Err(Status::failed_precondition(message));
         }
         Ok(())
@@ -107,7 +113,7 @@ impl Rank for RankService {
         let wire::Hello { first_rank, ranks: count, kv_blocks, endpoint, kv_endpoints, .. } = hello;
         let (sender, mut plans) = mpsc::channel(MESSAGES);
         let candidate = Candidate {
-            ranks: ranks(first_rank, count),
+            ranks: span(first_rank, count),
             kv_blocks: kv_blocks as usize,
             endpoint,
             kv_endpoints,
@@ -131,7 +137,7 @@ mod tests {
         let expected = Expected {
             gang_id: "g".to_owned(),
             revision: "r".to_owned(),
-            tensor: 4,
+            parallelism: Parallelism { tensor: 2, pipeline: 2 },
             ranks_per_pod: 2,
             model_digest: "d".to_owned(),
             kv_fingerprint: "f".to_owned(),
@@ -139,7 +145,8 @@ mod tests {
         let hello = wire::Hello {
             gang_id: "g".to_owned(),
             revision: "r".to_owned(),
-            tensor: 4,
+            tensor: 2,
+            pipeline: 2,
             first_rank: 2,
             ranks: 2,
             model_digest: "d".to_owned(),
@@ -156,7 +163,8 @@ mod tests {
         };
         assert_eq!(changed(|hello| hello.gang_id = "x".to_owned()), "gang_id is x, the leader's is g");
         assert!(changed(|hello| hello.revision = "x".to_owned()).starts_with("revision"));
-        assert!(changed(|hello| hello.tensor = 2).starts_with("tensor"));
+        assert!(changed(|hello| hello.tensor = 4).starts_with("tensor"));
+        assert!(changed(|hello| hello.pipeline = 1).starts_with("pipeline"));
         assert!(changed(|hello| hello.model_digest = "x".to_owned()).starts_with("model_digest"));
         assert!(changed(|hello| hello.kv_fingerprint = "x".to_owned()).starts_with("kv_fingerprint"));
         for first_rank in [0, 1, 3, 4] {

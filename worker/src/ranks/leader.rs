@@ -83,7 +83,7 @@ impl Leader {
 
     /// Waits until every other process of the gang is there.
     async fn gather(&mut self) -> Vec<Candidate> {
-        let others = self.model.shards.tensor() / self.ranks_per_pod - 1;
+        let others = self.model.shards.parallelism().ranks() / self.ranks_per_pod - 1;
         let mut found: BTreeMap<usize, Candidate> = BTreeMap::new();
         let mut tick = interval(ALIVE_PERIOD);
         while found.len() < others {
@@ -184,7 +184,7 @@ impl Leader {
         // An error is listeners that have ended, and with them the epoch.
         let _ = connected.wait_for(|connected| *connected == others).await;
         let remote: Arc<dyn Remote> = Arc::<Mesh>::clone(&mesh);
-        let local = LocalRank::part(own, model.shards.tensor(), Some(remote));
+        let local = LocalRank::part(own, model.shards.parallelism(), Some(remote));
         let running = ranks.start(local).map_err(|error| error.to_string())?;
         let (ending, ended) = oneshot::channel();
         let executor = GangExecutor {

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use herd_engine::{CollectiveError, Columns, Remote};
+use herd_engine::{CollectiveError, Columns, GIVEN_AHEAD, Remote};
 
 use super::frame::{HEADER_BYTES, Header, Kind, payload, values};
 use crate::metrics::Metrics;
 
-/// Frames that were read and not taken yet. Processes are one operation apart at most: a process that is ahead has given to
-/// the next operation, and a follower its columns before that.
-const FRAMES_AHEAD: usize = 4;
+/// Frames that were read and not taken yet. Processes of a stage are one operation apart at most: a process that is ahead has
+/// given to the next operation, and a follower its columns before that. A stage gives the next one all of a step at most.
+const FRAMES_AHEAD: usize = 4 + GIVEN_AHEAD;
 
 /// For the kernel to take what is written. The other process reads at all times.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
@@ -142,7 +142,7 @@ impl Mesh {
                 epoch: self.epoch,
                 sequence: outgoing.sequence,
                 first_rank: self.own.start as u16,
-                ranks: self.own.len() as u16,
+                ranks: own.len() as u16,
                 values: width as u32,
                 payload_crc,
             };
@@ -155,6 +155,11 @@ impl Mesh {
             self.metrics.rank_sent(HEADER_BYTES + payload.len());
         }
         Ok(())
+    }
+
+    fn peer(&self, rank: usize) -> Result<&Peer, CollectiveError> {
+        let peer = self.peers.iter().find(|peer| peer.ranks.contains(&rank));
+        peer.ok_or_else(|| self.end.because(self.own.start, format!("there is no process with rank {rank}")))
     }
 
     fn receive(&self, peer: &Peer, kind: Kind) -> Result<Vec<Vec<f32>>, CollectiveError> {
@@ -172,13 +177,27 @@ impl Mesh {
 }
 
 impl Remote for Mesh {
-    fn exchange(&self, own: &[&[f32]], take: &mut dyn FnMut(usize, Vec<f32>)) -> Result<(), CollectiveError> {
-        self.send(self.peers.iter(), Kind::Exchange, own)?;
-        for peer in &self.peers {
+    fn exchange(
+        &self,
+        stage: &Range<usize>,
+        own: &[&[f32]],
+        take: &mut dyn FnMut(usize, Vec<f32>),
+    ) -> Result<(), CollectiveError> {
+        let peers = || self.peers.iter().filter(|peer| stage.contains(&peer.ranks.start));
+        self.send(peers(), Kind::Exchange, own)?;
+        for peer in peers() {
             let given = self.receive(peer, Kind::Exchange)?;
             peer.ranks.clone().zip(given).for_each(|(rank, values)| take(rank, values));
         }
         Ok(())
+    }
+
+    fn give(&self, rank: usize, values: &[f32]) -> Result<(), CollectiveError> {
+        self.send(std::iter::once(self.peer(rank)?), Kind::Hidden, &[values])
+    }
+
+    fn take(&self, rank: usize) -> Result<Vec<f32>, CollectiveError> {
+        Ok(self.receive(self.peer(rank)?, Kind::Hidden)?.pop().unwrap_or_default())
     }
 
     fn abort(&self, reason: &str) {
@@ -277,7 +296,8 @@ impl Reader {
         if epoch != self.epoch || sequence != expected {
             return Err(format!("sent frame {sequence} of epoch {epoch}, not {expected} of {}", self.epoch));
         }
-        if usize::from(first_rank) != self.ranks.start || usize::from(ranks) != self.ranks.len() {
+        let all = if kind == Kind::Hidden { 1 } else { self.ranks.len() };
+        if usize::from(first_rank) != self.ranks.start || usize::from(ranks) != all {
             return Err(format!("speaks for {ranks} ranks from {first_rank} on, not for {:?}", self.ranks));
         }
         if count as usize > self.max_values {
@@ -296,6 +316,7 @@ pub(super) mod tests {
     use std::net::TcpListener;
 
     use herd_engine::{Collective as _, LocalRank};
+    use herd_model::Parallelism;
 
     use super::*;
     use crate::metrics::MetricOptions;
@@ -333,50 +354,67 @@ pub(super) mod tests {
     }
 
     /// Runs `each` on every rank, a thread each.
-    fn on_each<T: Send>(meshes: &[Arc<Mesh>], each: impl Fn(LocalRank) -> T + Sync) -> Vec<T> {
-        let size = meshes.iter().map(|mesh| mesh.own.len()).sum();
-        let part = |mesh: &Arc<Mesh>| {
-            let remote: Arc<dyn Remote> = Arc::<Mesh>::clone(mesh);
-            LocalRank::part(mesh.own.clone(), size, Some(remote))
-        };
+    fn on_each<T: Send>(ranks: Vec<LocalRank>, each: impl Fn(LocalRank) -> T + Sync) -> Vec<T> {
         thread::scope(|scope| {
             let each = &each;
-            let ranks: Vec<_> =
-                meshes.iter().flat_map(part).map(|rank| scope.spawn(move || each(rank))).collect();
+            let ranks: Vec<_> = ranks.into_iter().map(|rank| scope.spawn(move || each(rank))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         })
+    }
+
+    /// The ranks of all processes.
+    fn ranks(meshes: &[Arc<Mesh>], parallelism: Parallelism) -> Vec<LocalRank> {
+        let part = |mesh: &Arc<Mesh>| {
+            let remote: Arc<dyn Remote> = Arc::<Mesh>::clone(mesh);
+            LocalRank::part(mesh.own.clone(), parallelism, Some(remote))
+        };
+        meshes.iter().flat_map(part).collect()
     }
 
     #[test]
     fn ranks_of_several_processes_get_what_threads_get() {
         // Sums of these depend on their order.
         let given = |rank: usize, turn: usize| [1e8, -1e8, 1.0, 0.1][rank] * (turn + 1) as f32;
-        let run = |rank: LocalRank| {
+        let run = |parallelism: Parallelism, rank: &LocalRank| {
+            let stage = rank.rank() / parallelism.tensor;
             let turns = 0..50;
             turns
                 .map(|turn| {
-                    let mut sum = vec![given(rank.rank(), turn); 1 + 7 * (turn % 3)];
+                    let width = 1 + 7 * (turn % 3);
+                    let mut sum =
+                        if stage == 0 { vec![0.0; width] } else { rank.take_previous().unwrap().to_vec() };
+                    assert_eq!(sum.len(), width);
+                    sum[0] += given(rank.rank(), turn);
                     let mut maximum = sum.clone();
                     rank.all_reduce_sum(&mut sum).unwrap();
                     rank.all_reduce_max(&mut maximum).unwrap();
+                    if stage + 1 < parallelism.pipeline {
+                        rank.give_next(&sum).unwrap();
+                    }
                     (sum[0].to_bits(), maximum[0].to_bits())
                 })
                 .collect::<Vec<_>>()
         };
-        let threads = thread::scope(|scope| {
-            let ranks: Vec<_> =
-                LocalRank::group(4).into_iter().map(|rank| scope.spawn(move || run(rank))).collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
-        });
-        for sizes in [&[1, 3][..], &[2, 2], &[1, 1, 1, 1], &[1, 2, 1]] {
-            assert_eq!(on_each(&meshes(sizes), run), threads, "{sizes:?}");
+        for (tensor, pipeline, sizes) in [
+            (4, 1, &[1, 3][..]),
+            (4, 1, &[2, 2]),
+            (4, 1, &[1, 1, 1, 1]),
+            (4, 1, &[1, 2, 1]),
+            (2, 2, &[2, 2]),
+            (2, 2, &[1, 1, 1, 1]),
+            (1, 4, &[1, 1, 1, 1]),
+        ] {
+            let parallelism = Parallelism { tensor, pipeline };
+            let threads = on_each(LocalRank::gang(parallelism), |rank| run(parallelism, &rank));
+            let several = on_each(ranks(&meshes(sizes), parallelism), |rank| run(parallelism, &rank));
+            assert_eq!(several, threads, "{parallelism:?} {sizes:?}");
         }
     }
 
     #[test]
     fn a_process_that_ends_ends_all() {
         let meshes = meshes(&[1, 1, 1]);
-        let results = on_each(&meshes, |rank| {
+        let results = on_each(ranks(&meshes, Parallelism::tensor(3)), |rank| {
             if rank.rank() == 2 {
                 rank.abort("out of memory");
             }

@@ -2,7 +2,8 @@
 //!
 //! The leader is the process with rank 0. Every other process, a follower, calls `Rank.Join` on it and says what it has
 //! loaded. When all are there the leader begins an epoch: the processes connect to each other, the leader sends the plan of
-//! each step to all in one ordered stream, and their ranks compute it together. Weights stay loaded from one epoch to the
+//! each step to all in one ordered stream, and their ranks compute it together: those of a stage side by side, a stage after
+//! the one before. Weights stay loaded from one epoch to the
 //! next; KV and sequences do not. An error, a connection that breaks or [`SILENCE`] anywhere ends the epoch everywhere.
 
 mod connect;
@@ -43,7 +44,7 @@ fn max_values(config: &ModelConfig, shards: &ShardPlan, step_tokens: usize) -> u
     step_tokens.saturating_mul(config.hidden_size.max(columns)).min(u32::MAX as usize)
 }
 
-fn ranks(first: u32, count: u32) -> Range<usize> {
+fn span(first: u32, count: u32) -> Range<usize> {
     let first = first as usize;
     first..first.saturating_add(count as usize)
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 /// What one target rank has received of a prompt's KV: rows of each block, layer and head.
 #[derive(Debug)]
 pub(crate) struct Coverage {
-    layers: usize,
+    layers: Range<usize>,
     heads: Range<usize>,
     prompt_tokens: usize,
     block_tokens: usize,
@@ -20,9 +20,14 @@ pub(crate) struct Coverage {
 pub(crate) struct OutOfBounds;
 
 impl Coverage {
-    /// Of a rank that holds `heads` (absolute).
-    pub(crate) fn new(layers: usize, heads: Range<usize>, prompt_tokens: usize, block_tokens: usize) -> Self {
-        let missing = prompt_tokens.div_ceil(block_tokens) * layers * heads.len();
+    /// Of a rank that holds these layers and heads (absolute).
+    pub(crate) fn new(
+        layers: Range<usize>,
+        heads: Range<usize>,
+        prompt_tokens: usize,
+        block_tokens: usize,
+    ) -> Self {
+        let missing = prompt_tokens.div_ceil(block_tokens) * layers.len() * heads.len();
         Self { layers, heads, prompt_tokens, block_tokens, rows: vec![0; missing], missing }
     }
 
@@ -39,8 +44,9 @@ impl Coverage {
         heads: &Range<usize>,
         rows: usize,
     ) -> Result<(), OutOfBounds> {
-        let within = layers.start < layers.end
-            && layers.end <= self.layers
+        let within = self.layers.start <= layers.start
+            && layers.start < layers.end
+            && layers.end <= self.layers.end
             && self.heads.start <= heads.start
             && heads.start < heads.end
             && heads.end <= self.heads.end
@@ -57,7 +63,8 @@ impl Coverage {
         let full = self.rows_of(block);
         for layer in layers.clone() {
             for head in heads.clone() {
-                let at = (block * self.layers + layer) * self.heads.len() + head - self.heads.start;
+                let layer = block * self.layers.len() + layer - self.layers.start;
+                let at = layer * self.heads.len() + head - self.heads.start;
                 let Some(seen) = self.rows.get_mut(at) else { continue };
                 if usize::from(*seen) < rows {
                     *seen = rows as u16;
@@ -81,17 +88,18 @@ mod tests {
 
     #[test]
     fn what_is_not_of_the_prompt_is_refused() {
-        let coverage = Coverage::new(2, 3..5, 70, 64);
-        assert_eq!(coverage.check(1, &(0..2), &(3..5), 6), Ok(()));
+        let coverage = Coverage::new(4..6, 3..5, 70, 64);
+        assert_eq!(coverage.check(1, &(4..6), &(3..5), 6), Ok(()));
         for (block, layers, heads, rows) in [
-            (1, 0..2, 3..5, 7),
-            (2, 0..2, 3..5, 1),
-            (0, 0..3, 3..5, 64),
-            (0, 0..2, 2..5, 64),
-            (0, 0..2, 3..6, 64),
-            (0, 0..2, 3..5, 65),
-            (0, 0..2, 3..5, 0),
-            (usize::from(u16::MAX), 0..1, 3..4, 1),
+            (1, 4..6, 3..5, 7),
+            (2, 4..6, 3..5, 1),
+            (0, 4..7, 3..5, 64),
+            (0, 3..6, 3..5, 64),
+            (0, 4..6, 2..5, 64),
+            (0, 4..6, 3..6, 64),
+            (0, 4..6, 3..5, 65),
+            (0, 4..6, 3..5, 0),
+            (usize::from(u16::MAX), 4..5, 3..4, 1),
         ] {
             assert_eq!(coverage.check(block, &layers, &heads, rows), Err(OutOfBounds), "{block} {rows}");
         }
@@ -103,9 +111,9 @@ mod tests {
             prompt_tokens in 1_usize..20,
             seed in prop::collection::vec(any::<prop::sample::Index>(), 200),
         ) {
-            let mut coverage = Coverage::new(2, 1..3, prompt_tokens, 4);
+            let mut coverage = Coverage::new(2..4, 1..3, prompt_tokens, 4);
             let mut left: Vec<_> = (0..prompt_tokens.div_ceil(4))
-                .flat_map(|block| (0..2).flat_map(move |layer| (1..3).map(move |head| (block, layer, head))))
+                .flat_map(|block| (2..4).flat_map(move |layer| (1..3).map(move |head| (block, layer, head))))
                 .collect();
             let all = left.clone();
             for index in seed {

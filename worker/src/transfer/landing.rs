@@ -33,13 +33,13 @@ impl Landing {
         reservation: Option<Reservation>,
         blocks: Arc<[u32]>,
         stores: &[Arc<dyn KvStore>],
-        layers: usize,
         prompt_tokens: usize,
         block_tokens: usize,
     ) {
         let coverage = stores
             .iter()
-            .map(|store| Mutex::new(Coverage::new(layers, store.heads(), prompt_tokens, block_tokens)))
+            .map(|store| Coverage::new(store.layers(), store.heads(), prompt_tokens, block_tokens))
+            .map(Mutex::new)
             .collect();
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         if !self.closed.is_cancelled() {

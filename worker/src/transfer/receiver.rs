@@ -24,7 +24,6 @@ pub(crate) struct Receiver {
     pub(crate) epoch: u64,
     pub(crate) fingerprint: String,
     pub(crate) dtype: Dtype,
-    pub(crate) layers: usize,
     pub(crate) block_tokens: usize,
     pub(crate) store: Store,
     pub(crate) transfers: Arc<Transfers>,
@@ -178,6 +177,9 @@ async fn read_frame(
 impl Receiver {
     /// All layers of one block of this rank.
     fn max_payload_bytes(&self) -> usize {
-        2 * self.layers * self.store.0.heads().len() * self.block_tokens * self.store.0.row_bytes()
+        2 * self.store.0.layers().len()
+            * self.store.0.heads().len()
+            * self.block_tokens
+            * self.store.0.row_bytes()
     }
 }

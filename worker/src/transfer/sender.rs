@@ -28,7 +28,6 @@ pub(crate) struct Outgoing {
     pub(crate) epoch: u64,
     pub(crate) fingerprint: String,
     pub(crate) dtype: Dtype,
-    pub(crate) layers: usize,
     pub(crate) block_tokens: usize,
     pub(crate) prompt_tokens: usize,
     /// The sequence's own.
@@ -41,6 +40,9 @@ pub(crate) struct Route {
     pub(crate) endpoint: String,
     pub(crate) source_rank: u16,
     pub(crate) target_rank: u16,
+    /// Absolute.
+    pub(crate) layers: Range<usize>,
+    /// Absolute.
     pub(crate) heads: Range<usize>,
 }
 
@@ -91,22 +93,24 @@ impl ConnectionError {
 }
 
 impl Outgoing {
-    fn frames(&self) -> u64 {
-        (self.prompt_tokens.div_ceil(self.block_tokens) * self.layers) as u64
+    /// Of a route that carries this many layers.
+    fn frames(&self, layers: usize) -> u64 {
+        (self.prompt_tokens.div_ceil(self.block_tokens) * layers) as u64
     }
 
     /// Frames whose blocks are complete: full, or the last one of a prompt that is computed to its end.
-    fn ready(&self, computed: usize) -> u64 {
+    fn ready(&self, layers: usize, computed: usize) -> u64 {
         if computed >= self.prompt_tokens {
-            self.frames()
+            self.frames(layers)
         } else {
-            (computed / self.block_tokens * self.layers) as u64
+            (computed / self.block_tokens * layers) as u64
         }
     }
 
     /// Block within the sequence, layer, rows.
-    fn frame(&self, number: u64) -> (usize, usize, usize) {
-        let (block, layer) = (number as usize / self.layers, number as usize % self.layers);
+    fn frame(&self, layers: &Range<usize>, number: u64) -> (usize, usize, usize) {
+        let number = number as usize;
+        let (block, layer) = (number / layers.len(), layers.start + number % layers.len());
         let rows = self.prompt_tokens.saturating_sub(block * self.block_tokens).min(self.block_tokens);
         (block, layer, rows)
     }
@@ -164,8 +168,10 @@ async fn connection(
 
     let before = *acknowledged;
     let mut sent = before;
-    while *acknowledged < outgoing.frames() {
-        let ready = outgoing.ready(*progress.borrow_and_update());
+    let layers = route.layers.len();
+    let frames = outgoing.frames(layers);
+    while *acknowledged < frames {
+        let ready = outgoing.ready(layers, *progress.borrow_and_update());
         if sent < ready && sent - *acknowledged < WINDOW {
             let (header, payload) = read_frame(route, outgoing, store, sent)?;
             let mut bytes = Buf::chain(&header[..], &payload[..]);
@@ -186,7 +192,7 @@ async fn connection(
             () = tokio::time::sleep(FRAME_DEADLINE), if outstanding => {
                 return Err(ConnectionError::Deadline(FRAME_DEADLINE));
             }
-            changed = progress.changed(), if sent == ready && ready < outgoing.frames() => {
+            changed = progress.changed(), if sent == ready && ready < frames => {
                 changed.map_err(|_| ConnectionError::Abandoned)?;
             }
         }
@@ -201,7 +207,7 @@ fn read_frame(
     store: &dyn KvStore,
     number: u64,
 ) -> Result<([u8; HEADER_BYTES], Vec<u8>), KvError> {
-    let (block, layer, rows) = outgoing.frame(number);
+    let (block, layer, rows) = outgoing.frame(&route.layers, number);
     let source = outgoing.blocks.get(block).copied().unwrap_or(u32::MAX);
     let payload = store.read(source, layer, route.heads.clone(), rows)?.bytes;
     let header = FrameHeader {
@@ -261,6 +267,7 @@ mod tests {
             endpoint: listener.local_addr().unwrap().to_string(),
             source_rank: 0,
             target_rank: 0,
+            layers: 0..1,
             heads: 0..1,
         };
         let outgoing = Outgoing {
@@ -268,7 +275,6 @@ mod tests {
             epoch: 2,
             fingerprint: "kv1:test".to_owned(),
             dtype: Dtype::F32,
-            layers: 1,
             block_tokens: 64,
             prompt_tokens: 64,
             blocks: Arc::from([0]),

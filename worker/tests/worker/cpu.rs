@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use herd_model::Dtype;
+use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{DecodeRequest, GetBundleRequest};
 use herd_worker::{Backend, CpuBackend, KvSize, Worker, WorkerOptions};
@@ -14,8 +14,12 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 }
 
 async fn start(model: &str, tensor: usize, dtype: Dtype) -> Worker {
-    let backend =
-        CpuBackend { model_dir: fixture(model), tensor, dtype, kv: KvSize::Blocks(32), threads: tensor };
+    start_split(model, Parallelism::tensor(tensor), dtype).await
+}
+
+async fn start_split(model: &str, parallelism: Parallelism, dtype: Dtype) -> Worker {
+    let (model_dir, threads) = (fixture(model), parallelism.ranks());
+    let backend = CpuBackend { model_dir, parallelism, dtype, kv: KvSize::Blocks(32), threads };
     Worker::start(WorkerOptions::loopback(Backend::Cpu(backend))).await.unwrap()
 }
 
@@ -61,6 +65,19 @@ async fn apart_equals_together_to_the_bit_at_equal_degree() {
 }
 
 #[tokio::test]
+async fn stages_may_differ_and_change_no_bit() {
+    let model = "tiny-llama31-bf16";
+    let together = answer(&start(model, 2, Dtype::Bf16).await, asked(0.9)).await;
+    // Over all of the layers, some, and ranges that overlap: 4 layers in 1 to 4 stages.
+    for (source, target) in [(1, 2), (2, 1), (3, 2), (4, 3)] {
+        let split = |pipeline| start_split(model, Parallelism { tensor: 2, pipeline }, Dtype::Bf16);
+        let (prefill, decode) = (split(source).await, split(target).await);
+        assert_eq!(answer(&prefill, asked(0.9)).await, together, "pipeline {source}");
+        assert_eq!(answer(&decode, apart(&asked(0.9), &prefill)).await, together, "{source} to {target}");
+    }
+}
+
+#[tokio::test]
 async fn degrees_may_differ() {
     let model = "tiny-llama31-bf16";
     for (source, target) in [(1, 2), (2, 1), (4, 8), (8, 2)] {
@@ -98,8 +115,12 @@ async fn a_bundle_is_what_the_checkpoint_has() {
 #[tokio::test]
 async fn a_degree_that_does_not_split_the_model_is_refused() {
     let model_dir = fixture("tiny-llama31-bf16");
-    let backend = CpuBackend { model_dir, tensor: 3, dtype: Dtype::F32, kv: KvSize::Blocks(4), threads: 1 };
-    let error = Worker::start(WorkerOptions::loopback(Backend::Cpu(backend))).await.unwrap_err();
-    assert_eq!(error.reason(), "ImpossibleParallelism");
-    assert!(error.to_string().contains("possible degrees"), "{error}");
+    for (tensor, pipeline, told) in [(3, 1, "possible degrees"), (1, 5, "the 4 layers")] {
+        let (model_dir, parallelism) = (model_dir.clone(), Parallelism { tensor, pipeline });
+        let kv = KvSize::Blocks(4);
+        let backend = CpuBackend { model_dir, parallelism, dtype: Dtype::F32, kv, threads: 1 };
+        let error = Worker::start(WorkerOptions::loopback(Backend::Cpu(backend))).await.unwrap_err();
+        assert_eq!(error.reason(), "ImpossibleParallelism");
+        assert!(error.to_string().contains(told), "{error}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use herd_metrics::{check_page, worker as metrics};
-use herd_model::Dtype;
+use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{DecodeRequest, DescribeRequest, WatchRequest};
 use herd_worker::{Backend, CpuBackend, Follower, GangPart, KvSize, Worker, WorkerError, WorkerOptions};
@@ -21,16 +21,21 @@ const FP8: &str = "tiny-llama31-fbgemm-fp8";
 struct Shape {
     model: &'static str,
     dtype: Dtype,
-    tensor: usize,
+    parallelism: Parallelism,
     ranks_per_pod: usize,
+}
+
+/// One stage.
+fn tensor(model: &'static str, dtype: Dtype, tensor: usize, ranks_per_pod: usize) -> Shape {
+    Shape { model, dtype, parallelism: Parallelism::tensor(tensor), ranks_per_pod }
 }
 
 impl Shape {
     fn options(self, first_rank: usize) -> WorkerOptions {
-        let Self { model, dtype, tensor, ranks_per_pod } = self;
+        let Self { model, dtype, parallelism, ranks_per_pod } = self;
         let backend = CpuBackend {
             model_dir: fixture(model),
-            tensor,
+            parallelism,
             dtype,
             // Of another size in each process: the smallest counts.
             kv: KvSize::Blocks(40 - first_rank),
@@ -69,7 +74,7 @@ impl Shape {
     async fn start(self) -> Gang {
         let leader = self.leader(SocketAddr::from(([127, 0, 0, 1], 0))).await;
         let mut followers = Vec::new();
-        for first_rank in (self.ranks_per_pod..self.tensor).step_by(self.ranks_per_pod) {
+        for first_rank in (self.ranks_per_pod..self.parallelism.ranks()).step_by(self.ranks_per_pod) {
             followers.push(self.follower(first_rank, leader.endpoint()).await);
         }
         soon(leader.ready()).await;
@@ -105,35 +110,46 @@ fn asked(tokens: usize, temperature: f32) -> DecodeRequest {
 
 #[tokio::test]
 async fn several_processes_answer_as_one_does_to_the_bit() {
-    for (model, dtype, tensor, ranks_per_pod) in [
-        (BF16, Dtype::F32, 2, 1),
-        (BF16, Dtype::Bf16, 4, 1),
-        (FP8, Dtype::Bf16, 4, 2),
-        (FP8, Dtype::F32, 8, 2),
+    for (model, dtype, tensor, pipeline, ranks_per_pod) in [
+        (BF16, Dtype::F32, 2, 1, 1),
+        (BF16, Dtype::Bf16, 4, 1, 1),
+        (FP8, Dtype::Bf16, 4, 1, 2),
+        (FP8, Dtype::F32, 8, 1, 2),
+        (BF16, Dtype::F32, 1, 4, 1),
+        (FP8, Dtype::Bf16, 2, 2, 2),
+        (FP8, Dtype::Bf16, 4, 3, 2),
     ] {
-        let shape = Shape { model, dtype, tensor, ranks_per_pod };
+        let parallelism = Parallelism { tensor, pipeline };
+        let shape = Shape { model, dtype, parallelism, ranks_per_pod };
+        let of = format!("{model}, {parallelism:?} by {ranks_per_pod}");
         let (gang, whole) = (shape.start().await, shape.whole().await);
         let described = client(gang.leader.endpoint()).await.describe(DescribeRequest {}).await.unwrap();
-        assert_eq!(described.into_inner().kv_blocks as usize, 40 - (tensor - ranks_per_pod));
+        let described = described.into_inner();
+        assert_eq!(described.kv_blocks as usize, 40 - (parallelism.ranks() - ranks_per_pod));
+        assert_eq!((described.tensor as usize, described.pipeline as usize), (tensor, pipeline));
         for (tokens, temperature) in [(1, 0.0), (150, 0.9), (700, 0.0)] {
             let asked = asked(tokens, temperature);
             let expected = answer(&whole, asked.clone()).await;
-            assert_eq!(answer(&gang.leader, asked).await, expected, "{model} {tensor} by {ranks_per_pod}");
+            assert_eq!(answer(&gang.leader, asked).await, expected, "{of}");
         }
-        assert_eq!(gang.followers.len(), tensor / ranks_per_pod - 1);
+        assert_eq!(gang.followers.len(), parallelism.ranks() / ranks_per_pod - 1);
     }
 }
 
 #[tokio::test]
 async fn kv_moves_between_processes_of_both_gangs() {
-    let dtype = Dtype::Bf16;
-    let shape = |tensor, ranks_per_pod| Shape { model: FP8, dtype, tensor, ranks_per_pod };
+    let shape = |pipeline, ranks_per_pod| {
+        let parallelism = Parallelism { tensor: 4, pipeline };
+        Shape { model: FP8, dtype: Dtype::Bf16, parallelism, ranks_per_pod }
+    };
     // At equal degree the answer is the same to the bit as together.
-    let expected = answer(&shape(4, 4).whole().await, asked(150, 0.9)).await;
-    for (prefill, decode) in [((4, 1), (4, 2)), ((4, 2), (4, 4)), ((4, 4), (4, 1))] {
+    let expected = answer(&shape(1, 4).whole().await, asked(150, 0.9)).await;
+    for (prefill, decode) in
+        [((1, 1), (1, 2)), ((1, 2), (1, 4)), ((1, 4), (1, 1)), ((2, 2), (1, 2)), ((1, 1), (3, 4))]
+    {
         let (prefill, decode) = (shape(prefill.0, prefill.1), shape(decode.0, decode.1));
         let start = async |shape: Shape| {
-            if shape.tensor == shape.ranks_per_pod {
+            if shape.parallelism.ranks() == shape.ranks_per_pod {
                 Gang { leader: shape.whole().await, followers: Vec::new() }
             } else {
                 shape.start().await
@@ -150,7 +166,9 @@ async fn kv_moves_between_processes_of_both_gangs() {
 
 #[tokio::test]
 async fn a_process_that_is_lost_ends_the_epoch_and_the_next_one_answers_the_same() {
-    let shape = Shape { model: BF16, dtype: Dtype::F32, tensor: 4, ranks_per_pod: 1 };
+    // Two stages of two ranks: one of the same stage is lost, then one of the other.
+    let shape =
+        Shape { parallelism: Parallelism { tensor: 2, pipeline: 2 }, ..tensor(BF16, Dtype::F32, 1, 1) };
     let mut gang = shape.start().await;
     let expected = answer(&gang.leader, asked(150, 0.9)).await;
     let mut epochs = vec![epoch(&gang.leader).await];
@@ -183,7 +201,7 @@ async fn a_process_that_is_lost_ends_the_epoch_and_the_next_one_answers_the_same
 
 #[tokio::test]
 async fn what_ranks_give_each_other_is_counted_on_every_page() {
-    let shape = Shape { model: FP8, dtype: Dtype::F32, tensor: 2, ranks_per_pod: 1 };
+    let shape = tensor(FP8, Dtype::F32, 2, 1);
     let mut gang = shape.start().await;
     let (leader, follower) = (gang.leader.http(), gang.followers[0].http());
     answer(&gang.leader, asked(150, 0.0)).await;
@@ -212,7 +230,7 @@ async fn what_ranks_give_each_other_is_counted_on_every_page() {
 
 #[tokio::test]
 async fn followers_wait_for_a_leader_that_comes_back() {
-    let shape = Shape { model: BF16, dtype: Dtype::F32, tensor: 2, ranks_per_pod: 1 };
+    let shape = tensor(BF16, Dtype::F32, 2, 1);
     let gang = shape.start().await;
     let expected = answer(&gang.leader, asked(70, 0.0)).await;
     let endpoint = gang.leader.endpoint();
@@ -225,7 +243,7 @@ async fn followers_wait_for_a_leader_that_comes_back() {
 
 #[tokio::test]
 async fn a_process_with_another_model_is_not_taken() {
-    let shape = Shape { model: BF16, dtype: Dtype::F32, tensor: 2, ranks_per_pod: 1 };
+    let shape = tensor(BF16, Dtype::F32, 2, 1);
     let leader = shape.leader(SocketAddr::from(([127, 0, 0, 1], 0))).await;
     for other in [Shape { model: FP8, ..shape }, Shape { dtype: Dtype::Bf16, ..shape }] {
         let mut follower = other.follower(1, leader.endpoint()).await;
@@ -237,7 +255,7 @@ async fn a_process_with_another_model_is_not_taken() {
 
 #[tokio::test]
 async fn a_gang_that_is_not_whole_is_not_ready_and_says_so() {
-    let shape = Shape { model: BF16, dtype: Dtype::F32, tensor: 2, ranks_per_pod: 1 };
+    let shape = tensor(BF16, Dtype::F32, 2, 1);
     let leader = shape.leader(SocketAddr::from(([127, 0, 0, 1], 0))).await;
     let refused = client(leader.endpoint()).await.decode(asked(5, 0.0)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
@@ -246,7 +264,7 @@ async fn a_gang_that_is_not_whole_is_not_ready_and_says_so() {
 
 #[tokio::test]
 async fn ranks_that_are_no_part_of_the_gang_are_refused() {
-    let shape = |tensor, ranks_per_pod| Shape { model: BF16, dtype: Dtype::F32, tensor, ranks_per_pod };
+    let shape = |degree, ranks_per_pod| tensor(BF16, Dtype::F32, degree, ranks_per_pod);
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
     for (shape, first_rank) in [(shape(4, 3), 3), (shape(4, 0), 1), (shape(4, 2), 1), (shape(4, 2), 4)] {
         let part = shape.part(first_rank, nowhere);

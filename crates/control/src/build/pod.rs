@@ -70,6 +70,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
         source: _,
         secret: _,
         tensor: _,
+        pipeline: _,
         ranks_per_pod: _,
         gpu,
         dtype: _,
@@ -233,6 +234,7 @@ fn env(input: PodInput<'_>, place: Place) -> Vec<EnvVar> {
         field("HERD_ROLE", format!("metadata.labels['{}']", labels::ROLE)),
         value("HERD_DRAIN_DEADLINE", drain.to_string()),
     ];
+    env.extend(spec.pipeline.map(|stages| value("HERD_PIPELINE", stages.to_string())));
     if pods > 1 {
         let leader = names::pod_host(deployment, namespace, gang, 0);
         env.extend([

@@ -60,6 +60,22 @@ fn each_pod_knows_its_ranks_and_its_leader() {
 }
 
 #[test]
+fn each_stage_of_a_pipeline_has_pods_of_its_own() {
+    let firsts = |parallelism: Value| -> Vec<String> {
+        let pods = pods(|spec| spec["parallelism"] = parallelism);
+        for pod in &pods {
+            assert!(env(pod).contains(&("HERD_PIPELINE".to_owned(), "2".to_owned())));
+        }
+        pods.iter()
+            .map(|pod| env(pod).into_iter().find(|(name, _)| name == "HERD_FIRST_RANK").unwrap().1)
+            .collect()
+    };
+    assert_eq!(firsts(json!({"tensor": 4, "pipeline": 2})), ["0", "4"]);
+    assert_eq!(firsts(json!({"tensor": 4, "pipeline": 2, "ranksPerPod": 2})), ["0", "2", "4", "6"]);
+    assert_eq!(firsts(json!({"tensor": 1, "pipeline": 2})), ["0", "1"]);
+}
+
+#[test]
 fn ports_are_those_of_the_ranks_of_the_pod() {
     let two = pods(|spec| spec["parallelism"] = json!({"tensor": 4, "ranksPerPod": 2}));
     let ports = |pod: &Pod| -> Vec<(String, i32)> {
@@ -80,6 +96,8 @@ fn only_what_spreads_a_gang_changes_its_revision() {
         |parallelism: Value| hash(&checked(|spec| spec["parallelism"] = parallelism).unwrap().pools[0].gang);
     let plain = of(json!({"tensor": 4}));
     assert_eq!(of(json!({"tensor": 4, "ranksPerPod": 4})), plain);
+    assert_eq!(of(json!({"tensor": 4, "pipeline": 1})), plain);
+    assert_ne!(of(json!({"tensor": 4, "pipeline": 2})), plain);
     let spread = of(json!({"tensor": 4, "ranksPerPod": 2}));
     assert_ne!(spread, plain);
     assert_ne!(of(json!({"tensor": 4, "ranksPerPod": 1})), spread);

@@ -52,7 +52,7 @@ fn what_cannot_be_served_is_refused_with_its_reason() {
     assert_eq!(reason("/accelerator", both), reason::ACCELERATOR_INVALID);
     let of_a_gpu = json!({"kind": "CPU", "runtimeClassName": "nvidia"});
     assert_eq!(reason("/accelerator", of_a_gpu), reason::ACCELERATOR_INVALID);
-    assert_eq!(reason("/parallelism/pipeline", json!(2)), reason::PARALLELISM_NOT_SUPPORTED);
+    assert_eq!(reason("/parallelism/pipeline", json!(0)), reason::PARALLELISM_INVALID);
     for ranks in [-1, 0, 2, 4, 6] {
         assert_eq!(reason("/parallelism/ranksPerPod", json!(ranks)), reason::PARALLELISM_INVALID, "{ranks}");
     }

@@ -91,4 +91,41 @@ impl Batch {
     pub(crate) fn rows(&self) -> usize {
         self.tokens.len()
     }
+
+    /// The same rows in `parts` batches of about the same size, to be run one after the other: a row attends to rows of its
+    /// own batch and of those before.
+    pub(crate) fn split(self, parts: usize) -> Vec<Self> {
+        let rows = self.rows();
+        if parts <= 1 || rows == 0 {
+            return vec![self];
+        }
+        let half = self.cos.len() / rows;
+        let size = rows.div_ceil(parts);
+        let from = (0..rows).step_by(size);
+        from.map(|from| from..rows.min(from + size)).map(|part| self.part(part, half)).collect()
+    }
+
+    fn part(&self, part: Range<usize>, half: usize) -> Self {
+        let Self { tokens, spans, logit_rows, cos, sin } = self;
+        let angles = part.start * half..part.end * half;
+        let spans = spans.iter().filter_map(|Span { rows, start, blocks }| {
+            let own = rows.start.max(part.start)..rows.end.min(part.end);
+            (!own.is_empty()).then(|| Span {
+                start: start + own.start - rows.start,
+                rows: own.start - part.start..own.end - part.start,
+                blocks: Arc::clone(blocks),
+            })
+        });
+        Self {
+            tokens: tokens[part.clone()].to_vec(),
+            spans: spans.collect(),
+            logit_rows: logit_rows
+                .iter()
+                .filter(|row| part.contains(row))
+                .map(|row| row - part.start)
+                .collect(),
+            cos: cos[angles.clone()].to_vec(),
+            sin: sin[angles].to_vec(),
+        }
+    }
 }

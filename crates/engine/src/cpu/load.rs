@@ -7,12 +7,13 @@ use herd_model::{Linear, ModelConfig, RankShard};
 
 use super::linear::{Part, PartFormat, Projection};
 use super::packed::{Format, Packer};
-use super::rank::{LayerWeights, Weights};
+use super::rank::{LayerWeights, OutputWeights, Weights};
 use crate::checkpoint::{Checkpoint, CheckpointError, Stored, Tensor};
 use crate::clipped::RowsClipped;
 
 /// Formats that are no quantization.
 const PLAIN: [Stored; 3] = [Stored::BF16, Stored::F16, Stored::F32];
+const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Bytes of rows read at once.
 const READ_BYTES: usize = 1 << 20;
 
@@ -33,18 +34,21 @@ struct Slice<'a> {
 
 impl Loader<'_> {
     pub(super) fn weights(&self) -> Result<Weights, CheckpointError> {
-        let config = self.config();
-        let head = if config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        let embedding = if config.tied_embeddings {
-            None
-        } else {
-            Some(self.vocabulary("model.embed_tokens.weight")?.packed)
+        let &ModelConfig { layers, tied_embeddings, .. } = self.config();
+        let is_last = self.shard.layers.end == layers;
+        let head = if tied_embeddings { EMBEDDING } else { "lm_head.weight" };
+        let output = || -> Result<_, CheckpointError> {
+            Ok(OutputWeights {
+                norm: self.norm("model.norm.weight")?,
+                head: Projection::new(self.vocabulary(head)?, vec![], self.clipped.clone()),
+            })
         };
+        let embedding = || self.vocabulary(EMBEDDING).map(|part| part.packed);
+        let has_embedding = self.shard.stage == 0 && !(tied_embeddings && is_last);
         Ok(Weights {
-            embedding,
-            layers: (0..config.layers).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?,
-            norm: self.norm("model.norm.weight")?,
-            head: Projection::new(self.vocabulary(head)?, vec![], self.clipped.clone()),
+            embedding: has_embedding.then(embedding).transpose()?,
+            layers: self.shard.layers.clone().map(|layer| self.layer(layer)).collect::<Result<_, _>>()?,
+            output: is_last.then(output).transpose()?,
         })
     }
 

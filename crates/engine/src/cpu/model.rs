@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::{io, thread};
 
-use herd_model::{Dtype, ModelConfig, Parallelism, ShardError, ShardPlan, kv_fingerprint};
+use herd_model::{Dtype, ModelConfig, Parallelism, RankShard, ShardError, ShardPlan, kv_fingerprint};
 use herd_scheduler::StepPlan;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -20,14 +20,17 @@ use super::pages::{PageLayout, Pages};
 use super::rank::{Kv, Rank};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::clipped::RowsClipped;
-use crate::collective::{Collective, LocalRank};
+use crate::collective::{Collective, GIVEN_AHEAD, LocalRank};
 use crate::{Executor, ExecutorError, KvStore, StepOutput};
+
+/// Rows of a batch that a step of a pipeline is cut into, at least: below, the time of a batch hardly follows its rows.
+const SPLIT_ROWS: usize = 64;
 
 /// How to load a model.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Ranks the model is split over.
-    pub tensor: usize,
+    pub parallelism: Parallelism,
     /// Of activations that enter bf16 weights, and of the KV cache.
     pub dtype: Dtype,
     /// Blocks of KV each rank has.
@@ -73,7 +76,7 @@ pub enum LoadError {
         problem: &'static str,
     },
     /// No more threads.
-    #[error("thread of tensor rank {rank} does not start: {source}")]
+    #[error("thread of rank {rank} does not start: {source}")]
     Thread {
         /// Of which rank.
         rank: usize,
@@ -81,7 +84,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A rank's thread ended while it loaded.
-    #[error("tensor rank {rank} ended while it loaded")]
+    #[error("rank {rank} ended while it loaded")]
     RankEnded {
         /// Which one.
         rank: usize,
@@ -124,7 +127,7 @@ pub struct CpuModel {
 /// A rank's thread and the leader's ends of its channels. Ends and is joined when dropped.
 struct RankThread {
     /// None while it is being dropped.
-    batches: Option<SyncSender<Arc<Batch>>>,
+    batches: Option<SyncSender<Arc<[Batch]>>>,
     logits: Receiver<Result<Vec<f32>, String>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -132,8 +135,8 @@ struct RankThread {
 impl CpuModel {
     /// Loads a checkpoint and starts all of its ranks.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
-        let ranks = CpuRanks::load(dir, options, 0..options.tensor)?;
-        let running = ranks.start(LocalRank::group(options.tensor))?;
+        let ranks = CpuRanks::load(dir, options, 0..options.parallelism.ranks())?;
+        let running = ranks.start(LocalRank::gang(options.parallelism))?;
         Ok(Self { ranks, running })
     }
 
@@ -151,10 +154,10 @@ impl CpuModel {
 impl CpuRanks {
     /// Loads the ranks `local` of a checkpoint: each reads its own slices.
     pub fn load(dir: &Path, options: &LoadOptions, local: Range<usize>) -> Result<Self, LoadError> {
-        let &LoadOptions { tensor, dtype, kv_blocks, threads } = options;
+        let &LoadOptions { parallelism, dtype, kv_blocks, threads } = options;
         let checkpoint = Checkpoint::open(dir)?;
         let config = checkpoint.config().clone();
-        let shards = ShardPlan::new(&config, Parallelism::tensor(tensor))?;
+        let shards = ShardPlan::new(&config, parallelism)?;
         let bytes_per_block = config.kv_bytes_per_token(dtype.bytes()) * herd_model::BLOCK_TOKENS;
         if kv_blocks == 0
             || kv_blocks > u32::MAX as usize
@@ -167,7 +170,7 @@ impl CpuRanks {
             let problem = "there has to be at least one thread";
             return Err(LoadError::Option { option: "threads", value: threads, problem });
         }
-        if local.is_empty() || local.end > tensor {
+        if local.is_empty() || local.end > parallelism.ranks() {
             let problem = "the ranks of a process are some of all ranks";
             return Err(LoadError::Option { option: "ranks", value: local.end, problem });
         }
@@ -175,12 +178,17 @@ impl CpuRanks {
         let activation_scale_ub =
             config.quantization.as_ref().map_or(f32::INFINITY, |fp8| fp8.activation_scale_ub);
         let numerics = Numerics { isa, dtype, activation_scale_ub };
+        // One rank of each stage counts: the others see the same rows.
+        let clipped = RowsClipped::default();
+        let counting = local.start % parallelism.tensor;
         let loading = thread::scope(|scope| {
-            let loading: Vec<_> = local
-                .clone()
-                .map(|rank| {
-                    let (checkpoint, shards) = (&checkpoint, &shards);
-                    scope.spawn(move || Rank::load(checkpoint, shards, rank, numerics, kv_blocks))
+            let loading: Vec<_> = shards.ranks()[local.clone()]
+                .iter()
+                .map(|shard| {
+                    let checkpoint = &checkpoint;
+                    let counts = shard.tensor_rank == counting;
+                    let clipped = if counts { clipped.clone() } else { RowsClipped::default() };
+                    scope.spawn(move || Rank::load(checkpoint, shard, numerics, kv_blocks, clipped))
                 })
                 .collect();
             loading.into_iter().map(thread::ScopedJoinHandle::join).collect::<Vec<_>>()
@@ -211,7 +219,7 @@ impl CpuRanks {
         &self.info
     }
 
-    /// Counts on the first rank that is here, over all its starts.
+    /// Rows that one rank of each stage that is here clipped, over all their starts.
     pub fn rows_clipped(&self) -> RowsClipped {
         self.ranks.first().map_or_else(RowsClipped::default, |rank| rank.clipped.clone())
     }
@@ -240,18 +248,17 @@ impl CpuRanks {
 impl Rank {
     pub(super) fn load(
         checkpoint: &Checkpoint,
-        shards: &ShardPlan,
-        rank: usize,
+        shard: &RankShard,
         numerics: Numerics,
         kv_blocks: usize,
+        clipped: RowsClipped,
     ) -> Result<Self, CheckpointError> {
         let config = checkpoint.config().clone();
-        let shard = shards.ranks()[rank].clone();
-        let clipped = RowsClipped::default();
+        let shard = shard.clone();
         let weights = Loader { checkpoint, shard: &shard, clipped: &clipped }.weights()?;
         let layout = PageLayout {
             blocks: kv_blocks,
-            layers: config.layers,
+            layers: shard.layers.clone(),
             heads: shard.kv_heads.clone(),
             head_dim: config.head_dim,
         };
@@ -298,12 +305,12 @@ fn run(
     rank: &Rank,
     group: &dyn Collective,
     pool: Option<&ThreadPool>,
-    batches: &Receiver<Arc<Batch>>,
+    batches: &Receiver<Arc<[Batch]>>,
     logits: &SyncSender<Result<Vec<f32>, String>>,
 ) {
     let _ends_group = EndsGroup(group);
-    while let Ok(batch) = batches.recv() {
-        let forward = || rank.forward(&batch, group);
+    while let Ok(batches) = batches.recv() {
+        let forward = || rank.forward(&batches, group);
         let result = pool.map_or_else(forward, |pool| pool.install(forward));
         let over = result.is_err();
         if logits.send(result.map_err(|error| error.to_string())).is_err() || over {
@@ -334,16 +341,27 @@ impl RunningRanks {
         if batch.rows() == 0 {
             return Ok(Vec::new());
         }
-        self.run(&Arc::new(batch)).map_err(|(rank, message)| {
+        let parts = self.parts(batch.rows());
+        let batches = batch.split(parts).into();
+        self.run(&batches).map_err(|(rank, message)| {
             self.failed = Some((rank, message.clone()));
             ExecutorError::RankStopped { rank, message }
         })
     }
 
-    fn run(&self, batch: &Arc<Batch>) -> Result<Vec<Columns>, (usize, String)> {
+    /// Into how many batches a step is cut: while a stage computes one, the stage before computes the next. It pays where the
+    /// time of a batch follows its rows; one of few rows takes as long as reading the weights, each time.
+    fn parts(&self, rows: usize) -> usize {
+        match self.info.shards.parallelism().pipeline {
+            1 => 1,
+            _ => (rows / SPLIT_ROWS).clamp(1, GIVEN_AHEAD),
+        }
+    }
+
+    fn run(&self, given: &Arc<[Batch]>) -> Result<Vec<Columns>, (usize, String)> {
         let ranks = || (self.first..).zip(&self.ranks);
         for (rank, thread) in ranks() {
-            if thread.batches.as_ref().is_none_or(|batches| batches.send(Arc::clone(batch)).is_err()) {
+            if thread.batches.as_ref().is_none_or(|batches| batches.send(Arc::clone(given)).is_err()) {
                 return Err((rank, "its thread ended".to_owned()));
             }
         }
@@ -361,16 +379,19 @@ impl RunningRanks {
 }
 
 impl ModelInfo {
-    /// Whole rows of logits from the columns of all ranks.
+    /// Whole rows of logits from the columns of the ranks of the last stage.
     ///
     /// # Errors
     /// Columns that are missing, or of another number of rows.
     pub fn rows_of_logits(&self, columns: &[Columns]) -> Result<Vec<f32>, ExecutorError> {
         let vocab = self.config.vocab_size;
+        let shards = self.shards.stage(self.shards.parallelism().pipeline - 1);
         let of = |rank: usize| columns.iter().find(|columns| columns.rank == rank);
-        let rows = of(0).map_or(0, |first| first.logits.len() / self.shards.ranks()[0].vocab.len());
+        let rows = shards
+            .first()
+            .map_or(0, |first| of(first.rank).map_or(0, |columns| columns.logits.len() / first.vocab.len()));
         let mut logits = vec![0.0; rows * vocab];
-        for shard in self.shards.ranks() {
+        for shard in shards {
             let given = of(shard.rank).map_or(&[][..], |columns| &columns.logits);
             if given.len() != rows * shard.vocab.len() {
                 let message = format!("gave {} logits for {rows} rows", given.len());

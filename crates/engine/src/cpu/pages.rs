@@ -56,7 +56,8 @@ impl KvElement for u16 {
 #[derive(Clone, Debug)]
 pub(crate) struct PageLayout {
     pub(crate) blocks: usize,
-    pub(crate) layers: usize,
+    /// Absolute, as everywhere here.
+    pub(crate) layers: Range<usize>,
     /// Absolute KV heads.
     pub(crate) heads: Range<usize>,
     pub(crate) head_dim: usize,
@@ -72,7 +73,7 @@ impl<T: KvElement> Pages<T> {
     pub(crate) fn new(layout: PageLayout) -> Self {
         let numbers = 2 * layout.heads.len() * BLOCK_TOKENS * layout.head_dim;
         let slab = || RwLock::new(vec![T::default(); numbers].into_boxed_slice());
-        let slabs = (0..layout.blocks * layout.layers).map(|_| slab()).collect();
+        let slabs = (0..layout.blocks * layout.layers.len()).map(|_| slab()).collect();
         Self { layout, slabs }
     }
 
@@ -92,7 +93,8 @@ impl<T: KvElement> Pages<T> {
     }
 
     fn lock(&self, block: u32, layer: usize) -> &RwLock<Box<[T]>> {
-        &self.slabs[block as usize * self.layout.layers + layer]
+        let layers = &self.layout.layers;
+        &self.slabs[block as usize * layers.len() + layer - layers.start]
     }
 
     /// Where a token's row of a head lies in a slab; heads of keys are counted first, then those of values.
@@ -118,8 +120,8 @@ impl<T: KvElement> Pages<T> {
         if block as usize >= *blocks {
             return Err(KvError::NoSuchBlock { block, blocks: *blocks as u32 });
         }
-        if layer >= *layers {
-            return Err(KvError::NoSuchLayer { layer, layers: *layers });
+        if !layers.contains(&layer) {
+            return Err(KvError::NoSuchLayer { layer, held: layers.clone() });
         }
         if heads.is_empty() || heads.start < held.start || heads.end > held.end {
             return Err(KvError::NoSuchHeads { asked: heads.clone(), held: held.clone() });
@@ -129,6 +131,10 @@ impl<T: KvElement> Pages<T> {
 }
 
 impl<T: KvElement> KvStore for Pages<T> {
+    fn layers(&self) -> Range<usize> {
+        self.layout.layers.clone()
+    }
+
     fn heads(&self) -> Range<usize> {
         self.layout.heads.clone()
     }
@@ -177,34 +183,36 @@ mod tests {
     use super::*;
 
     fn pages() -> Pages<f32> {
-        Pages::new(PageLayout { blocks: 3, layers: 2, heads: 2..4, head_dim: 2 })
+        Pages::new(PageLayout { blocks: 3, layers: 4..6, heads: 2..4, head_dim: 2 })
     }
 
     #[test]
     fn heads_leave_and_enter_by_absolute_number() {
         let pages = pages();
-        pages.put(1, 1, 0, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
-        pages.put(1, 1, 1, &[11.0, 12.0, 13.0, 14.0], &[15.0, 16.0, 17.0, 18.0]);
-        let slab = pages.read(1, 1, 3..4, 2).unwrap();
+        pages.put(1, 5, 0, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
+        pages.put(1, 5, 1, &[11.0, 12.0, 13.0, 14.0], &[15.0, 16.0, 17.0, 18.0]);
+        let slab = pages.read(1, 5, 3..4, 2).unwrap();
         let numbers: Vec<_> =
             slab.bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
         assert_eq!(numbers, [3.0, 4.0, 13.0, 14.0, 7.0, 8.0, 17.0, 18.0]);
 
         pages.write(2, &slab).unwrap();
-        assert_eq!(pages.read(2, 1, 3..4, 2), Ok(slab));
-        assert!(pages.read(2, 1, 2..3, 64).unwrap().bytes.iter().all(|&byte| byte == 0));
-        assert!(pages.read(2, 0, 2..4, 64).unwrap().bytes.iter().all(|&byte| byte == 0));
+        assert_eq!(pages.read(2, 5, 3..4, 2), Ok(slab));
+        assert!(pages.read(2, 5, 2..3, 64).unwrap().bytes.iter().all(|&byte| byte == 0));
+        assert!(pages.read(2, 4, 2..4, 64).unwrap().bytes.iter().all(|&byte| byte == 0));
     }
 
     #[test]
     fn what_is_not_there_is_refused() {
         let pages = pages();
-        assert_eq!(pages.read(3, 0, 2..4, 1), Err(KvError::NoSuchBlock { block: 3, blocks: 3 }));
-        assert_eq!(pages.read(0, 2, 2..4, 1), Err(KvError::NoSuchLayer { layer: 2, layers: 2 }));
-        assert_eq!(pages.read(0, 0, 1..4, 1), Err(KvError::NoSuchHeads { asked: 1..4, held: 2..4 }));
-        assert_eq!(pages.read(0, 0, 2..4, 65), Err(KvError::BadLength { bytes: 65 * 32 }));
+        assert_eq!(pages.read(3, 4, 2..4, 1), Err(KvError::NoSuchBlock { block: 3, blocks: 3 }));
+        for layer in [0, 3, 6] {
+            assert_eq!(pages.read(0, layer, 2..4, 1), Err(KvError::NoSuchLayer { layer, held: 4..6 }));
+        }
+        assert_eq!(pages.read(0, 4, 1..4, 1), Err(KvError::NoSuchHeads { asked: 1..4, held: 2..4 }));
+        assert_eq!(pages.read(0, 4, 2..4, 65), Err(KvError::BadLength { bytes: 65 * 32 }));
         for bytes in [31, 33, 65 * 32] {
-            let slab = KvSlab { layer: 0, heads: 2..4, bytes: vec![0; bytes] };
+            let slab = KvSlab { layer: 4, heads: 2..4, bytes: vec![0; bytes] };
             assert_eq!(pages.write(0, &slab), Err(KvError::BadLength { bytes }));
         }
     }

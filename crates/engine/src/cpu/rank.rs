@@ -1,4 +1,4 @@
-//! The forward pass of one tensor rank.
+//! The forward pass of one rank.
 
 use std::sync::Arc;
 
@@ -16,9 +16,15 @@ use crate::collective::{Collective, CollectiveError};
 
 /// Weights of one rank.
 pub(crate) struct Weights {
-    /// `[vocab of this rank, hidden]`; none: the output head is the embedding.
+    /// `[vocab of this rank, hidden]`; none: not the first stage, or the output head is the embedding.
     pub(crate) embedding: Option<Packed>,
     pub(crate) layers: Vec<LayerWeights>,
+    /// Of the last stage.
+    pub(crate) output: Option<OutputWeights>,
+}
+
+/// What makes logits of hidden states.
+pub(crate) struct OutputWeights {
     pub(crate) norm: Vec<f32>,
     /// `[vocab of this rank, hidden]`.
     pub(crate) head: Projection,
@@ -38,14 +44,22 @@ pub(crate) struct LayerWeights {
 impl Weights {
     /// Bytes they take.
     pub(crate) fn bytes(&self) -> usize {
-        let Self { embedding, layers, norm, head } = self;
+        let Self { embedding, layers, output } = self;
         let layers = layers.iter().map(|layer| {
             let LayerWeights { attention_norm, qkv, output, ffn_norm, gate_up, down } = layer;
             let norms = size_of_val(attention_norm.as_slice()) + size_of_val(ffn_norm.as_slice());
             norms + qkv.bytes() + output.bytes() + gate_up.bytes() + down.bytes()
         });
         let embedding = embedding.as_ref().map_or(0, Packed::bytes);
-        embedding + layers.sum::<usize>() + size_of_val(norm.as_slice()) + head.bytes()
+        let output = output
+            .as_ref()
+            .map_or(0, |OutputWeights { norm, head }| size_of_val(norm.as_slice()) + head.bytes());
+        embedding + layers.sum::<usize>() + output
+    }
+
+    /// `[vocab of this rank, hidden]`; the first stage has one.
+    fn embedding(&self) -> Option<&Packed> {
+        self.embedding.as_ref().or(self.output.as_ref().map(|output| output.head.first()))
     }
 }
 
@@ -66,13 +80,39 @@ pub(crate) struct Rank {
 }
 
 impl Rank {
-    /// Runs a step and returns this rank's columns of the logits, `[batch.logit_rows, shard.vocab]`.
-    pub(crate) fn forward(&self, batch: &Batch, group: &dyn Collective) -> Result<Vec<f32>, CollectiveError> {
-        let mut hidden = self.embed(&batch.tokens, group)?;
-        for layer in 0..self.weights.layers.len() {
-            self.layer(layer, batch, group, &mut hidden)?;
+    /// Runs a step, cut into batches, and returns this rank's columns of the logits, `[rows wanted, shard.vocab]`: none but on
+    /// the last stage.
+    pub(crate) fn forward(
+        &self,
+        batches: &[Batch],
+        group: &dyn Collective,
+    ) -> Result<Vec<f32>, CollectiveError> {
+        let mut logits = Vec::new();
+        for batch in batches {
+            let mut hidden = match self.shard.stage {
+                0 => self.embed(&batch.tokens, group)?,
+                _ => self.taken(batch, group)?,
+            };
+            for layer in self.shard.layers.clone() {
+                self.layer(layer, batch, group, &mut hidden)?;
+            }
+            match &self.weights.output {
+                Some(output) => logits.extend(self.logits(output, batch, &hidden)?),
+                None => group.give_next(&hidden)?,
+            }
         }
-        self.logits(batch, &hidden)
+        Ok(logits)
+    }
+
+    /// The residual stream as the stage before has left it.
+    fn taken(&self, batch: &Batch, group: &dyn Collective) -> Result<Vec<f32>, CollectiveError> {
+        let hidden = group.take_previous()?;
+        let own = batch.rows() * self.config.hidden_size;
+        if hidden.len() != own {
+            let rank = group.rank().saturating_sub(1);
+            return Err(CollectiveError::Mismatch { rank, given: hidden.len(), own });
+        }
+        Ok(hidden.to_vec())
     }
 
     /// The residual stream before the first layer, `[tokens, hidden]`.
@@ -81,8 +121,9 @@ impl Rank {
         let mut hidden = vec![0.0; tokens.len() * width];
         for (token, row) in tokens.iter().zip(hidden.chunks_exact_mut(width)) {
             let token = *token as usize;
-            if self.shard.vocab.contains(&token) {
-                let embedding = self.weights.embedding.as_ref().unwrap_or(self.weights.head.first());
+            if self.shard.vocab.contains(&token)
+                && let Some(embedding) = self.weights.embedding()
+            {
                 embedding.read_output(token - self.shard.vocab.start, row);
             }
         }
@@ -90,7 +131,7 @@ impl Rank {
         Ok(hidden)
     }
 
-    /// Takes the residual stream through one decoder layer.
+    /// Takes the residual stream through one decoder layer, named by its absolute number.
     pub(crate) fn layer(
         &self,
         layer: usize,
@@ -100,7 +141,7 @@ impl Rank {
     ) -> Result<(), CollectiveError> {
         let Numerics { isa, .. } = self.numerics;
         let LayerWeights { attention_norm, qkv, output, ffn_norm, gate_up, down } =
-            &self.weights.layers[layer];
+            &self.weights.layers[layer - self.shard.layers.start];
 
         let normed = rms_norm(isa, hidden, attention_norm, self.config.rms_eps);
         let mut qkv = qkv.forward(self.numerics, &normed, None)?;
@@ -122,7 +163,12 @@ impl Rank {
     }
 
     /// This rank's columns of the logits of the rows that the batch wants.
-    fn logits(&self, batch: &Batch, hidden: &[f32]) -> Result<Vec<f32>, CollectiveError> {
+    fn logits(
+        &self,
+        output: &OutputWeights,
+        batch: &Batch,
+        hidden: &[f32],
+    ) -> Result<Vec<f32>, CollectiveError> {
         let width = self.config.hidden_size;
         let wanted: Vec<f32> = batch
             .logit_rows
@@ -130,12 +176,12 @@ impl Rank {
             .flat_map(|row| &hidden[row * width..(row + 1) * width])
             .copied()
             .collect();
-        self.weights.head.forward(self.numerics, &self.final_norm(&wanted), None)
+        output.head.forward(self.numerics, &self.final_norm(output, &wanted), None)
     }
 
     /// The norm before the output head.
-    pub(crate) fn final_norm(&self, hidden: &[f32]) -> Vec<f32> {
-        rms_norm(self.numerics.isa, hidden, &self.weights.norm, self.config.rms_eps)
+    pub(crate) fn final_norm(&self, output: &OutputWeights, hidden: &[f32]) -> Vec<f32> {
+        rms_norm(self.numerics.isa, hidden, &output.norm, self.config.rms_eps)
     }
 
     /// Rotates queries and keys, stores keys and values, and attends. Rows of `qkv` are queries, keys, values; the result is

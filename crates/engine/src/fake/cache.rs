@@ -112,7 +112,7 @@ impl FakeCache {
 
     fn check(&self, layer: usize, heads: &Range<usize>) -> Result<(), KvError> {
         if layer >= self.layers {
-            return Err(KvError::NoSuchLayer { layer, layers: self.layers });
+            return Err(KvError::NoSuchLayer { layer, held: 0..self.layers });
         }
         if heads.is_empty() || heads.start < self.heads.start || heads.end > self.heads.end {
             return Err(KvError::NoSuchHeads { asked: heads.clone(), held: self.heads.clone() });
@@ -122,6 +122,10 @@ impl FakeCache {
 }
 
 impl KvStore for FakeCache {
+    fn layers(&self) -> Range<usize> {
+        0..self.layers
+    }
+
     fn heads(&self) -> Range<usize> {
         self.heads.clone()
     }

@@ -88,7 +88,7 @@ fn reads_and_writes_name_what_is_not_there() {
     let model = FakeModel::new(options(2));
     let store = &model.kv()[1];
     assert_eq!(store.read(8, 0, 2..3, 1), Err(KvError::NoSuchBlock { block: 8, blocks: 8 }));
-    assert_eq!(store.read(0, 2, 2..3, 1), Err(KvError::NoSuchLayer { layer: 2, layers: 2 }));
+    assert_eq!(store.read(0, 2, 2..3, 1), Err(KvError::NoSuchLayer { layer: 2, held: 0..2 }));
     assert_eq!(store.read(0, 0, 1..3, 1), Err(KvError::NoSuchHeads { asked: 1..3, held: 2..4 }));
     assert_eq!(store.read(0, 0, 2..3, 5), Err(KvError::BadLength { bytes: 160 }));
     let mut slab = store.read(0, 0, 2..4, 4).unwrap();

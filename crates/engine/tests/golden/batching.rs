@@ -1,10 +1,10 @@
-//! What else is in a step, how prompts are cut, in which order sequences come and which blocks they get: none of it changes
-//! a bit of the logits.
+//! What else is in a step, how prompts are cut, in which order sequences come and which blocks they get, over how many stages
+//! the layers are split: none of it changes a bit of the logits.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use herd_model::{BLOCK_TOKENS, Dtype};
+use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::{LogitRows, SequenceId, StepEntry};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -56,16 +56,27 @@ fn tiny_fbgemm_fp8() {
 }
 
 fn check(model: &str) {
-    for tensor in [1, 2, 4] {
+    for (tensor, pipeline) in [(1, 1), (2, 1), (4, 1), (2, 2), (1, 4)] {
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            let runner = RefCell::new(Runner::load(&fixture(model), tensor, dtype, BLOCKS));
+            let load =
+                |pipeline| Runner::load(&fixture(model), Parallelism { tensor, pipeline }, dtype, BLOCKS);
+            let runner = RefCell::new(load(pipeline));
+            let mut one_stage = (pipeline > 1).then(|| load(1));
             let mut cases =
                 TestRunner::new(Config { cases: 8, failure_persistence: None, ..Config::default() });
             let result = cases.run(&schedules(), |schedule| {
                 compare(&mut runner.borrow_mut(), schedule);
                 Ok(())
             });
-            result.unwrap_or_else(|failure| panic!("{model} tensor {tensor} {dtype}: {failure}"));
+            result.unwrap_or_else(|failure| {
+                panic!("{model} tensor {tensor} pipeline {pipeline} {dtype}: {failure}")
+            });
+            if let Some(one_stage) = &mut one_stage {
+                // A step that is cut into several batches.
+                let tokens: Vec<u32> = (0..300).map(|token| token * 7 % 1024).collect();
+                let staged = runner.borrow_mut().logits_of_all(&tokens, 0).concat();
+                assert!(same_bits(&staged, &one_stage.logits_of_all(&tokens, 0).concat()), "{model} {dtype}");
+            }
         }
     }
 }
@@ -107,8 +118,11 @@ fn compare(runner: &mut Runner, schedule: Schedule) {
         let rows = runner.step(entries);
         assert_eq!(rows.len(), expected.len());
         for (row, (sequence, position)) in rows.iter().zip(expected) {
-            let same = row.iter().zip(&alone[sequence][position]).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same, "sequence {sequence} position {position}");
+            assert!(same_bits(row, &alone[sequence][position]), "sequence {sequence} position {position}");
         }
     }
+}
+
+fn same_bits(one: &[f32], other: &[f32]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| a.to_bits() == b.to_bits())
 }

@@ -1,6 +1,6 @@
 //! Perplexity of tiny over 8 windows of 512 tokens.
 
-use herd_model::Dtype;
+use herd_model::{Dtype, Parallelism};
 
 use crate::reference::{Golden, fixture, logprobs};
 use crate::runner::Runner;
@@ -18,7 +18,7 @@ fn tiny() {
         let golden =
             Golden::open(&format!("tiny-llama31/golden-{quantization}.json")).perplexity.unwrap().value;
         let folder = fixture(&format!("tiny-llama31/tiny-llama31-{quantization}"));
-        let own = perplexity(&mut Runner::load(&folder, 2, dtype, 8), &tokens, 512);
+        let own = perplexity(&mut Runner::load(&folder, Parallelism::tensor(2), dtype, 8), &tokens, 512);
         let off = (own / golden - 1.0).abs();
         println!("{quantization} in {dtype}: {own:.4}, the reference's is {golden:.4}");
         assert!(off <= tolerance, "{quantization} in {dtype}: {own} is {off} from {golden}");

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use herd_engine::{CpuModel, Executor as _, LoadOptions};
-use herd_model::{BLOCK_TOKENS, Dtype};
+use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::{LogitRows, SequenceId, StepEntry, StepPlan};
 
 /// Tokens of a step at most.
@@ -16,8 +16,8 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    pub(crate) fn load(folder: &Path, tensor: usize, dtype: Dtype, kv_blocks: usize) -> Self {
-        let options = LoadOptions { tensor, dtype, kv_blocks, threads: 2 };
+    pub(crate) fn load(folder: &Path, parallelism: Parallelism, dtype: Dtype, kv_blocks: usize) -> Self {
+        let options = LoadOptions { parallelism, dtype, kv_blocks, threads: 2 };
         Self { model: CpuModel::load(folder, &options).unwrap(), kv_blocks }
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use herd_model::Dtype;
+use herd_model::{Dtype, Parallelism};
 
 use crate::perplexity::perplexity;
 use crate::reference::{Golden, argmax, fixture};
@@ -38,8 +38,8 @@ fn fbgemm_fp8_agrees_along_the_golden_path() {
 fn agreement(name: &str, golden: &str, least: f64) {
     let Some(folder) = model(name) else { return };
     let golden = Golden::open(golden);
-    for tensor in [1, 3] {
-        let mut runner = Runner::load(&folder, tensor, Dtype::F32, 16);
+    for (tensor, pipeline) in [(1, 1), (3, 1), (1, 2), (1, 3)] {
+        let mut runner = Runner::load(&folder, Parallelism { tensor, pipeline }, Dtype::F32, 16);
         let (mut agreed, mut steps) = (0_u32, 0_u32);
         for case in &golden.cases {
             let tokens = [&case.prompt[..], &case.greedy[..case.greedy.len() - 1]].concat();
@@ -50,8 +50,11 @@ fn agreement(name: &str, golden: &str, least: f64) {
             }
         }
         let share = f64::from(agreed) / f64::from(steps);
-        println!("{name} at tensor {tensor}: {agreed} of {steps} steps agree");
-        assert!(share >= least, "{name} at tensor {tensor}: {agreed} of {steps} steps agree");
+        println!("{name} at tensor {tensor}, pipeline {pipeline}: {agreed} of {steps} steps agree");
+        assert!(
+            share >= least,
+            "{name} at tensor {tensor}, pipeline {pipeline}: {agreed} of {steps} steps agree"
+        );
     }
 }
 
@@ -65,7 +68,7 @@ fn fbgemm_fp8_has_the_goldens_perplexity() {
     let golden = Golden::open("smollm2/golden-smollm2-135m-fbgemm-fp8.json").perplexity.unwrap().value;
     let tokens: Vec<u32> =
         serde_json::from_slice(&std::fs::read(fixture("smollm2/perplexity-ids.json")).unwrap()).unwrap();
-    let own = perplexity(&mut Runner::load(&folder, 3, Dtype::F32, 16), &tokens, 1024);
+    let own = perplexity(&mut Runner::load(&folder, Parallelism::tensor(3), Dtype::F32, 16), &tokens, 1024);
     println!("smollm2-135m-fbgemm-fp8 at tensor 3: {own:.4}, the reference's is {golden:.4}");
     assert!((own / golden - 1.0).abs() <= 0.02, "{own} is not {golden}");
 }

@@ -1,10 +1,10 @@
-//! Logits, log probabilities and greedy tokens of tiny and sharp, at tensor 1, 2 and 4.
+//! Logits, log probabilities and greedy tokens of tiny and sharp, at tensor 1 to 8 and pipeline 1 to 4.
 //!
 //! Measured on the reference's own mistakes: tokens alone let pass eps 1e-6 for 1e-5, missing quantization of activations,
 //! one scale a tensor instead of a token, a truncating cast, a wrong RoPE factor and an ignored bound; logits and log
 //! probabilities catch each. A wrong map from ranks to KV heads shows on sharp, which has two of them.
 
-use herd_model::{BLOCK_TOKENS, Dtype};
+use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::LogitRows;
 
 use crate::reference::{self, Case, Golden, argmax, fixture, logprobs};
@@ -153,8 +153,10 @@ fn check(check: &Check<'_>) {
     let folder = fixture(check.model);
     let bounded = check.bound.map(|bound| with_bound(&folder, bound));
     let folder = bounded.as_ref().map_or(folder.as_path(), tempfile::TempDir::path);
-    for tensor in [1, 2, 4] {
-        let mut runner = Runner::load(folder, tensor, check.dtype, golden.cases.len() * CASE_BLOCKS);
+    for (tensor, pipeline) in [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2)] {
+        let parallelism = Parallelism { tensor, pipeline };
+        let at = format!("tensor {tensor}, pipeline {pipeline}");
+        let mut runner = Runner::load(folder, parallelism, check.dtype, golden.cases.len() * CASE_BLOCKS);
         let mut error = Errors::default();
         let mut last = Vec::new();
         for (index, case) in golden.cases.iter().enumerate() {
@@ -182,7 +184,7 @@ fn check(check: &Check<'_>) {
                 agreed[index] &= argmax(&last[index]) == token;
                 assert!(
                     agreed[index] || step >= (check.tokens)(case),
-                    "{} tensor {tensor} case {}: another token at step {step}",
+                    "{} {at} case {}: another token at step {step}",
                     check.golden,
                     case.id
                 );
@@ -193,12 +195,9 @@ fn check(check: &Check<'_>) {
             last = runner.step(entries);
         }
         let (logit, logprob) = (error.logit, error.logprob_sum / error.logprobs as f64);
-        println!(
-            "{} in {} at tensor {tensor}: logit {logit:.1e}, logprob {logprob:.1e}",
-            check.golden, check.dtype
-        );
-        assert!(logit <= check.logit, "{} tensor {tensor}: a logit is {logit} off", check.golden);
-        assert!(logprob <= check.logprob, "{} tensor {tensor}: logprobs are {logprob} off", check.golden);
+        println!("{} in {} at {at}: logit {logit:.1e}, logprob {logprob:.1e}", check.golden, check.dtype);
+        assert!(logit <= check.logit, "{} {at}: a logit is {logit} off", check.golden);
+        assert!(logprob <= check.logprob, "{} {at}: logprobs are {logprob} off", check.golden);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Real workers in this process, on the fake backend or on the CPU one.
 
 use herd_engine::{FakeControl, FakeOptions};
-use herd_model::Dtype;
+use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{Load, WatchRequest};
 use herd_worker::{Backend, CpuBackend, FakeBackend, KvSize, Role, Worker, WorkerLimits, WorkerOptions};
@@ -42,7 +42,7 @@ pub(crate) async fn cpu(model: &str, tensor: usize, roles: &[Role]) -> Fleet {
     for &role in roles {
         let backend = CpuBackend {
             model_dir: fixture(model),
-            tensor,
+            parallelism: Parallelism::tensor(tensor),
             dtype: Dtype::F32,
             kv: KvSize::Blocks(64),
             threads: tensor,

@@ -36,6 +36,7 @@ pub(crate) fn leader(
         model_digest: "digest".to_owned(),
         kv_fingerprint: "fingerprint".to_owned(),
         tensor: 1,
+        pipeline: 1,
         context_length: 512,
         vocab_size: 1024,
         block_tokens: 64,

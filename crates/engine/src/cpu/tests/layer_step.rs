@@ -6,6 +6,7 @@ use herd_scheduler::{LogitRows, SequenceId, StepEntry, StepPlan};
 
 use super::{Golden, fixture};
 use crate::checkpoint::Checkpoint;
+use crate::clipped::RowsClipped;
 use crate::collective::LocalRank;
 use crate::cpu::batch::Batch;
 use crate::cpu::isa::Isa;
@@ -67,17 +68,18 @@ fn check(model: &str, golden: &str, bound: Option<f32>) {
         let shards = ShardPlan::new(config, Parallelism::tensor(tensor)).unwrap();
         std::thread::scope(|scope| {
             let mut ranks = Vec::new();
-            for (number, group) in LocalRank::group(tensor).into_iter().enumerate() {
-                let (checkpoint, shards, batch, hidden) = (&checkpoint, &shards, &batch, &hidden);
+            let groups = LocalRank::gang(Parallelism::tensor(tensor));
+            for (shard, group) in shards.ranks().iter().zip(groups) {
+                let (checkpoint, batch, hidden) = (&checkpoint, &batch, &hidden);
                 ranks.push(scope.spawn(move || {
-                    let rank = Rank::load(checkpoint, shards, number, numerics, 1).unwrap();
+                    let rank = Rank::load(checkpoint, shard, numerics, 1, RowsClipped::default()).unwrap();
                     let embedded = rank.embed(&batch.tokens, &group).unwrap();
                     assert_eq!(embedded, hidden[0], "embedding at tensor {tensor}");
                     for (layer, pair) in hidden.windows(2).enumerate() {
                         let mut state = pair[0].clone();
                         rank.layer(layer, batch, &group, &mut state).unwrap();
                         if layer + 1 == checkpoint.config().layers {
-                            state = rank.final_norm(&state);
+                            state = rank.final_norm(rank.weights.output.as_ref().unwrap(), &state);
                         }
                         let error = relative_rms(&state, &pair[1]);
                         println!("{model} tensor {tensor} layer {layer}: {error:.1e}");

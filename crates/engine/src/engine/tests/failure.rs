@@ -20,7 +20,7 @@ async fn a_failed_step_fails_everyone_and_stops_the_engine() {
     control.fail("out of luck");
     control.open();
     let reason = within(stopped).await;
-    assert_eq!(reason, "tensor rank 0 stopped: out of luck");
+    assert_eq!(reason, "rank 0 stopped: out of luck");
     assert_eq!(events(&mut running).await.last(), Some(&Event::Failed(reason.clone())));
     assert_eq!(events(&mut waiting).await, [Event::Failed(reason.clone())]);
     let expected = SubmitError::Stopped(reason);

@@ -149,7 +149,7 @@ fn the_largest_model_fits_on_eight_ranks_in_fp8_alone() {
 487.23 GB of weights, 1509 tensors; by config.json
   embedding     BF16 4.20 GB
   attention     BF16 143.75 GB
-  feed-forward  BF16 10.47 GB, F32 61.0 MB, F8_E4M3 324.54 GB
+  feed-forward  BF16 10.47 GB, F32 60.9 MB, F8_E4M3 324.54 GB
   norms         BF16 8.3 MB
   output head   BF16 4.20 GB
 

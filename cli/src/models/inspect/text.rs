@@ -103,7 +103,7 @@ impl Kind {
 }
 
 fn gigabytes(bytes: u64) -> String {
-    if bytes < 10_000_000 {
+    if bytes < 100_000_000 {
         format!("{:.1} MB", bytes as f64 / 1e6)
     } else {
         format!("{:.2} GB", bytes as f64 / 1e9)

@@ -5,12 +5,13 @@ mod gang;
 mod gateway;
 mod kv;
 mod measure;
+mod scaling;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
-use serde_json::json;
+use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::{Map, Value};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -20,7 +21,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// What a fleet costs: the gateway a token, a KV transfer a byte, a gang of three processes a step
+    /// What a fleet costs: the gateway a token, a KV transfer a byte, a gang of three processes a step, more load the time to follow it
     Fleet {
         /// Folder with the checkpoint of SmolLM2 in FP8.
         #[arg(long)]
@@ -28,24 +29,49 @@ enum Bench {
         /// Folder with the tokenizer of a model of 1024 tokens or more.
         #[arg(long)]
         tokenizer: PathBuf,
-        /// Where the figures go, as JSON.
+        /// The kubectl of a cluster with Herd in it; scaling needs it.
+        #[arg(long)]
+        kubectl: Option<PathBuf>,
+        /// Where the figures go, as JSON; those of parts that are not run stay.
         #[arg(long)]
         out: PathBuf,
+        /// What is measured.
+        #[arg(required = true)]
+        parts: Vec<Part>,
     },
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Part {
+    Gateway,
+    Kv,
+    Gang,
+    Scaling,
+}
+
 fn main() -> Result<()> {
-    let Bench::Fleet { model, tokenizer, out } = Args::parse().bench;
+    let Bench::Fleet { model, tokenizer, kubectl, out, parts } = Args::parse().bench;
+    let mut figures = earlier(&out)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let figures = runtime.block_on(async {
-        let gateway = gateway::run(&tokenizer).await.context("gateway")?;
-        let kv = kv::run().await.context("kv")?;
-        let gang = gang::run(&model).await.context("gang")?;
-        anyhow::Ok(json!({
-            "cores": std::thread::available_parallelism().map_or(0, usize::from),
-            "gateway": gateway, "kv": kv, "gang": gang,
-        }))
-    })?;
+    for part in parts {
+        let (name, measured) = runtime.block_on(async {
+            match part {
+                Part::Gateway => ("gateway", gateway::run(&tokenizer).await),
+                Part::Kv => ("kv", kv::run().await),
+                Part::Gang => ("gang", gang::run(&model).await),
+                Part::Scaling => (
+                    "scaling",
+                    match &kubectl {
+                        Some(kubectl) => scaling::run(kubectl).await,
+                        None => Err(anyhow::anyhow!("needs --kubectl")),
+                    },
+                ),
+            }
+        });
+        figures.insert(name.to_owned(), measured.context(name)?);
+    }
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    figures.insert("cores".to_owned(), cores.into());
     let text = serde_json::to_string_pretty(&figures)? + "\n";
     if let Some(folder) = out.parent() {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -53,4 +79,13 @@ fn main() -> Result<()> {
     std::fs::write(&out, text).with_context(|| out.display().to_string())?;
     println!("written to {}", out.display());
     Ok(())
+}
+
+/// What an earlier run has measured.
+fn earlier(out: &Path) -> Result<Map<String, Value>> {
+    match std::fs::read_to_string(out) {
+        Ok(text) => serde_json::from_str(&text).with_context(|| out.display().to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Map::new()),
+        Err(error) => Err(error).with_context(|| out.display().to_string()),
+    }
 }

@@ -30,7 +30,7 @@ enum Command {
     Status(status::StatusArguments),
     /// Put load on an OpenAI server and measure how it answers
     Bench(bench::BenchArguments),
-    /// Make checkpoints: import GGUF files, quantize
+    /// Make checkpoints: import GGUF files, quantize; inspect one
     #[command(subcommand)]
     Models(models::ModelsCommand),
 }

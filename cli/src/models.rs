@@ -1,4 +1,6 @@
-//! `herd models`: makes checkpoints that Herd can serve.
+//! `herd models`: makes checkpoints that Herd can serve, and says what one takes to be served.
+
+mod inspect;
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, stderr};
@@ -44,6 +46,8 @@ pub(crate) enum ModelsCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Say what a checkpoint holds, what each rank would hold of it, and whether that fits
+    Inspect(inspect::InspectArguments),
 }
 
 /// What `herd models quantize` can make.
@@ -54,7 +58,7 @@ pub(crate) enum Layout {
     FbgemmFp8,
 }
 
-/// Runs a `herd models` command; prints a checksum per file that it made.
+/// Runs a `herd models` command; prints a checksum per file that it made, or what it found.
 pub(crate) fn run(command: ModelsCommand) -> anyhow::Result<()> {
     let progress = Reporter::default();
     let (sums, out) = match command {
@@ -71,6 +75,7 @@ pub(crate) fn run(command: ModelsCommand) -> anyhow::Result<()> {
             let options = FbgemmFp8 { keep_layers, activation_scale_ub };
             (quantize_fbgemm_fp8(&model, &out, &options, force, &progress)?, out)
         }
+        ModelsCommand::Inspect(arguments) => return inspect::run(&arguments),
     };
     progress.finish();
     for FileSum { name, bytes, sha256 } in &sums {

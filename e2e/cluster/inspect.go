@@ -54,7 +54,8 @@ func runStatus(name string, args []string) error {
 func printStatus(of instance.Instance) error {
 	state, ok, err := of.LoadState()
 	if err != nil {
-		return err
+		fmt.Printf("%s: %v\n", of.Name, err)
+		return nil
 	}
 	if !ok || !state.First.Alive() {
 		fmt.Printf("%s: not running\n", of.Name)

@@ -51,7 +51,7 @@ func runDown(name string, args []string) error {
 		return err
 	}
 	began := time.Now()
-	if err := boot.Down(of); err != nil {
+	if err := boot.Down(of, func(what string) { fmt.Println(what) }); err != nil {
 		return err
 	}
 	fmt.Printf("cluster %s is gone after %.1fs\n", of.Name, time.Since(began).Seconds())
@@ -61,6 +61,7 @@ func runDown(name string, args []string) error {
 func runBuild(name string, args []string) error {
 	flags := newFlags(name)
 	sources := sourcesFlag(flags)
+	cached := flags.Bool("cached", false, "build nothing, and print the folders of those that are built")
 	if err := parse(flags, args, "TOOL..."); err != nil {
 		return err
 	}
@@ -69,6 +70,16 @@ func runBuild(name string, args []string) error {
 		return err
 	}
 	for _, tool := range flags.Args() {
+		if *cached {
+			dir, built, err := builder.Built(tool)
+			if err != nil {
+				return err
+			}
+			if built {
+				fmt.Println(dir)
+			}
+			continue
+		}
 		dir, err := builder.Ensure(tool)
 		if err != nil {
 			return err

@@ -12,6 +12,8 @@ pub struct Environment {
     pub herd: PathBuf,
     /// `grpcurl`.
     pub grpcurl: PathBuf,
+    /// `helm`.
+    pub helm: PathBuf,
     /// A Python that has the package `openai`.
     pub python: PathBuf,
     /// The folder of SmolLM2's checkpoints.
@@ -33,6 +35,7 @@ impl Environment {
             kubectl: path("HERD_E2E_KUBECTL")?,
             herd: path("HERD_E2E_HERD")?,
             grpcurl: path("HERD_E2E_GRPCURL")?,
+            helm: path("HERD_E2E_HELM")?,
             python: path("HERD_E2E_PYTHON")?,
             models: path("HERD_MODELS")?,
         })

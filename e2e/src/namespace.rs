@@ -11,7 +11,7 @@ use crate::command::run;
 /// Gangs of an earlier run end what they do.
 const GONE_WITHIN: Duration = Duration::from_mins(2);
 
-/// A namespace under the `restricted` pod security standard; deleted, with all that is in it, when dropped.
+/// A namespace under a pod security standard, `restricted` unless told otherwise; deleted, with all that is in it, when dropped.
 #[derive(Debug)]
 pub struct Namespace {
     kubectl: Kubectl,
@@ -21,6 +21,11 @@ pub struct Namespace {
 impl Namespace {
     /// Made anew where one is left of an earlier run.
     pub fn create(kubectl: &Kubectl, name: &str) -> Result<Self> {
+        Self::under(kubectl, name, "restricted")
+    }
+
+    /// The same under another standard: pods of some tests have volumes of their node's folders.
+    pub fn under(kubectl: &Kubectl, name: &str, standard: &str) -> Result<Self> {
         let within = kubectl.within(name);
         let timeout = format!("--timeout={}s", GONE_WITHIN.as_secs());
         let delete = ["delete", "namespace", name, "--ignore-not-found", &timeout];
@@ -30,7 +35,7 @@ impl Namespace {
             .with_context(|| format!("namespace {name} of an earlier run does not go"))?;
         let labels = json!({
             "app.kubernetes.io/part-of": "herd-e2e",
-            "pod-security.kubernetes.io/enforce": "restricted",
+            "pod-security.kubernetes.io/enforce": standard,
         });
         within.apply(&json!({
             "apiVersion": "v1",

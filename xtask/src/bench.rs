@@ -1,34 +1,85 @@
 //! `cargo xtask bench`: figures beside those of a peer in the same run. Never a test.
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
-use clap::Subcommand;
+use anyhow::{Context, Result, ensure};
+use clap::{Subcommand, ValueEnum};
 
+use crate::install::{self, Down};
+use crate::lock::Lock;
 use crate::paths::Paths;
-use crate::{binaries, models, progress};
+use crate::{binaries, cluster, machine, models, progress};
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// What a fleet costs: the gateway a token, a KV transfer a byte, a gang of three processes a step
-    Fleet,
+    /// What a fleet costs: the gateway a token, a KV transfer a byte, a gang of three processes a step, more load the time to follow it
+    Fleet {
+        /// What is measured, all unless given; figures of other parts stay as they are
+        parts: Vec<Part>,
+        /// For scaling, use and leave this cluster; without it, one is made and removed
+        #[arg(long)]
+        name: Option<String>,
+    },
 }
 
-/// Runs it in the foreground.
+/// What can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    Gateway,
+    Kv,
+    Gang,
+    /// Needs root: it runs on a cluster.
+    Scaling,
+}
+
+/// What the cluster's name begins with, unless one is given.
+const WORD: &str = "bm";
+
+/// Runs it in the foreground. Parts that compute alone have the machine to themselves, before there is a cluster.
 pub(crate) fn run(paths: &Paths, bench: BenchCommand) -> Result<ExitCode> {
+    let BenchCommand::Fleet { parts, name } = bench;
+    let parts = if parts.is_empty() { Part::value_variants().to_vec() } else { parts };
+    let (clusters, alone): (Vec<Part>, Vec<Part>) =
+        parts.into_iter().partition(|part| *part == Part::Scaling);
     let program = progress::step("programs", |activity| binaries::bench(paths, activity))?;
     models::make(paths)?;
+    if !alone.is_empty() {
+        measure(fleet(paths, &program, &alone))?;
+    }
+    if clusters.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    machine::prepare()?;
+    let own = name.is_none();
+    let name = name.unwrap_or_else(|| cluster::of_clone(paths, WORD));
+    let lock = Lock::of_cluster(paths, &name, "bench")?;
+    let _down = own.then_some(Down { paths, name: &name });
+    let installed = install::install(paths, &name, &lock)?;
+    let mut command = fleet(paths, &program, &clusters);
+    command.arg("--kubectl").arg(installed.kubectl.program());
+    measure(command)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fleet(paths: &Paths, program: &Path, parts: &[Part]) -> Command {
     let mut command = Command::new(program);
-    match bench {
-        BenchCommand::Fleet => command
-            .arg("fleet")
-            .arg("--model")
-            .arg(paths.models.join(models::FP8))
-            .arg("--tokenizer")
-            .arg(paths.root.join("fixtures/tiny-llama31/tiny-llama31-bf16"))
-            .arg("--out")
-            .arg(paths.root.join("bench/results/fleet.json")),
-    };
+    command
+        .arg("fleet")
+        .arg("--model")
+        .arg(paths.models.join(models::FP8))
+        .arg("--tokenizer")
+        .arg(paths.root.join("fixtures/tiny-llama31/tiny-llama31-bf16"))
+        .arg("--out")
+        .arg(paths.root.join("bench/results/fleet.json"));
+    for part in parts.iter().filter_map(ValueEnum::to_possible_value) {
+        command.arg(part.get_name());
+    }
+    command
+}
+
+fn measure(mut command: Command) -> Result<()> {
     let status = command.status().context("failed to run herd-bench")?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    ensure!(status.success(), "herd-bench ended with {status}");
+    Ok(())
 }

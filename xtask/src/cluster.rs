@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
+use crate::content;
 use crate::go_test;
 use crate::herd_cluster::HerdCluster;
 use crate::paths::Paths;
@@ -37,6 +38,17 @@ pub(crate) enum ClusterCommand {
     },
 }
 
+/// Hexadecimal digits that tell clones apart: with a word of three letters and a hyphen that makes the 12 characters of the longest
+/// name.
+const DIGITS: usize = 8;
+
+/// The name of a cluster that tests make: another one in each clone, so that several can be tested side by side.
+pub(crate) fn of_clone(paths: &Paths, word: &str) -> String {
+    let mut digits = content::sha256_of(&[&paths.root.to_string_lossy()]);
+    digits.truncate(DIGITS);
+    format!("{word}-{digits}")
+}
+
 /// What the tests of the cluster start; building it can take much longer than the tests may.
 const TESTED: [&str; 5] = ["build", "pause", "containerd", "coredns", "kubernetes"];
 
@@ -70,4 +82,26 @@ pub(crate) fn test(paths: &Paths) -> Outcome {
     };
     let (success, output) = step::run(build);
     if success { go_test::outcome(step::run(tests)) } else { Outcome::one(false, String::new(), output) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn clone(root: &str) -> Paths {
+        let elsewhere = PathBuf::from("/cache");
+        Paths { root: root.into(), cache: elsewhere.clone(), target: elsewhere.clone(), models: elsewhere }
+    }
+
+    #[test]
+    fn each_clone_has_clusters_of_its_own() {
+        let (one, other) = (clone("/clones/one"), clone("/clones/other"));
+        assert_ne!(of_clone(&one, "e2e"), of_clone(&other, "e2e"));
+        assert_ne!(of_clone(&one, "e2e"), of_clone(&one, "own"));
+        assert_eq!(of_clone(&one, "e2e"), of_clone(&one, "e2e"));
+        // Longer ones are refused: a network interface is named after a cluster.
+        assert_eq!(of_clone(&one, "e2e").len(), 12);
+    }
 }

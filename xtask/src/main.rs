@@ -15,6 +15,7 @@ mod herd_cluster;
 mod images;
 mod install;
 mod kubectl;
+mod lock;
 mod machine;
 mod metrics_doc;
 mod models;
@@ -85,6 +86,9 @@ enum Command {
         /// Only the test of `up --context`
         #[arg(long, conflicts_with_all = ["keep", "filter"])]
         own: bool,
+        /// Name of the cluster; without it, one that no other clone has
+        #[arg(long)]
+        name: Option<String>,
         /// Only tests with this in their name
         filter: Option<String>,
     },
@@ -134,8 +138,10 @@ fn main() -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::E2e { own: true, .. } => Ok(own_test::run_alone(&paths)),
-        Command::E2e { keep, own: false, filter } => Ok(e2e::run_alone(&paths, keep, filter.as_deref())),
+        Command::E2e { own: true, name, .. } => Ok(own_test::run_alone(&paths, name)),
+        Command::E2e { keep, own: false, name, filter } => {
+            Ok(e2e::run_alone(&paths, e2e::Options { keep, filter, name }))
+        }
         Command::Bench(bench) => bench::run(&paths, bench),
         Command::Test { fast } => Ok(test::run(&paths, fast)),
         Command::Lint => Ok(test::lint(&paths)),

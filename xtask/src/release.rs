@@ -11,9 +11,10 @@ use crate::ask::Gateway;
 use crate::content;
 use crate::images::Images;
 use crate::kubectl::Kubectl;
+use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::progress;
-use crate::step::run;
+use crate::step::{run, run_reading};
 
 const NAME: &str = "herd";
 
@@ -124,8 +125,15 @@ fn chart(paths: &Paths) -> PathBuf {
     paths.root.join("charts/herd")
 }
 
-/// Installs or upgrades the release, and waits until what it deploys is ready.
-pub(crate) fn install(paths: &Paths, helm: &Helm, kubectl: &Kubectl, images: &Images) -> Result<()> {
+/// Installs or upgrades the release, and waits until what it deploys is ready. With the lock of its cluster, since a release that
+/// another command is about to install looks like one whose helm was killed.
+pub(crate) fn install(
+    paths: &Paths,
+    helm: &Helm,
+    kubectl: &Kubectl,
+    images: &Images,
+    lock: &Lock,
+) -> Result<()> {
     progress::step("chart herd", |activity| {
         let chart = chart(paths);
         let key = key(&chart, images)?;
@@ -136,7 +144,7 @@ pub(crate) fn install(paths: &Paths, helm: &Helm, kubectl: &Kubectl, images: &Im
         }
         if what == Plan::Replace {
             // Helm was killed half-way, and would refuse for ever.
-            checked(helm.command(&["uninstall", NAME, "--wait"]))?;
+            holding(helm.command(&["uninstall", NAME, "--wait"]), lock)?;
         }
         activity.set("helm upgrade --install");
         let mut upgrade = helm.command(&["upgrade", "--install", NAME]);
@@ -157,7 +165,7 @@ pub(crate) fn install(paths: &Paths, helm: &Helm, kubectl: &Kubectl, images: &Im
         for value in SCALING {
             upgrade.args(["--set-string", value]);
         }
-        checked(upgrade)?;
+        holding(upgrade, lock)?;
         let how = match what {
             Plan::Replace => "replaced",
             Plan::Keep | Plan::Upgrade if before.is_some() => "upgraded",
@@ -201,6 +209,13 @@ fn is_ready(kubectl: &Kubectl) -> bool {
         kubectl.text(&["-n", NAMESPACE, "rollout", "status", deployment, "--timeout=60s"]).is_ok()
     };
     DEPLOYMENTS.into_iter().all(status)
+}
+
+/// Runs helm so that the lock is held until it ends, whatever becomes of this process.
+fn holding(command: Command, lock: &Lock) -> Result<()> {
+    let (success, output) = run_reading(command, lock.held_by()?, |_| {});
+    ensure!(success, "{}", output.trim_end());
+    Ok(())
 }
 
 fn checked(command: Command) -> Result<()> {

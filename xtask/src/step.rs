@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -135,11 +135,16 @@ pub(crate) fn run(command: Command) -> (bool, String) {
 }
 
 /// Runs a command, and shows each line as it comes.
-pub(crate) fn run_watched(mut command: Command, mut show: impl FnMut(&str)) -> (bool, String) {
+pub(crate) fn run_watched(command: Command, show: impl FnMut(&str)) -> (bool, String) {
+    run_reading(command, Stdio::null(), show)
+}
+
+/// Runs a command with something as its standard input, and shows each line as it comes.
+pub(crate) fn run_reading(mut command: Command, input: Stdio, mut show: impl FnMut(&str)) -> (bool, String) {
     let mut output = format!("$ {}\n", line_of(&command));
     let result = (|| {
         let (reader, writer) = io::pipe()?;
-        command.stdin(std::process::Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        command.stdin(input).stdout(writer.try_clone()?).stderr(writer);
         let mut child = command.spawn()?;
         // The command holds the other ends of the pipe: without this the reader would wait for itself.
         drop(command);

@@ -8,6 +8,7 @@ use crate::ask::Gateway;
 use crate::diagnostics;
 use crate::install::{self, Installed};
 use crate::kubectl::Kubectl;
+use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::{ask, binaries, machine, progress, ready, release};
 
@@ -21,17 +22,18 @@ const READY: Duration = Duration::from_mins(5);
 /// Brings up a cluster with Herd and SmolLM2, where they are not up already, and asks a question.
 pub(crate) fn up(paths: &Paths, name: &str) -> Result<()> {
     let began = Instant::now();
+    let lock = Lock::of_cluster(paths, name, "up")?;
     machine::prepare()?;
     let kubectl = Kubectl::of(&install::cluster_folder(paths, name));
-    serve(paths, name, began).inspect_err(|_| {
+    serve(paths, name, &lock, began).inspect_err(|_| {
         if kubectl.program().is_file() {
             eprintln!("{}", diagnostics::collect(&kubectl, &[]));
         }
     })
 }
 
-fn serve(paths: &Paths, name: &str, began: Instant) -> Result<()> {
-    let Installed { kubectl, kubeconfig, grpcurl: _ } = install::install(paths, name)?;
+fn serve(paths: &Paths, name: &str, lock: &Lock, began: Instant) -> Result<()> {
+    let Installed { kubectl, kubeconfig, grpcurl: _, helm: _ } = install::install(paths, name, lock)?;
     let example = paths.root.join(EXAMPLE).display().to_string();
     progress::step(EXAMPLE, |_| {
         let applied = kubectl.text(&["apply", "-f", &example])?;

@@ -1,6 +1,7 @@
 //! What a Llama model is, before any byte of it is loaded: configuration, shard plan, KV transfer plan, digests and
 //! fingerprints. Knows no file, thread or socket.
 
+mod bytes;
 mod config;
 mod digest;
 mod dtype;
@@ -12,6 +13,9 @@ mod shard;
 mod source;
 mod transfer;
 
+pub use bytes::{
+    Part, SizeError, StoredFormat, StoredTensor, expected_tensors, kv_bytes_of_rank, kv_tokens, weight_bytes,
+};
 pub use config::{ConfigError, ModelConfig};
 pub use digest::{FileDigest, kv_fingerprint, model_digest};
 pub use dtype::{Dtype, UnknownDtype};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::{ModelConfig, RankShard};
 
 /// A linear of a decoder layer. Weights are `[outputs, inputs]`, row-major, as stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Linear {
     /// Queries of all heads.
     Query,

@@ -3,10 +3,12 @@ package test
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -27,8 +29,9 @@ const (
 
 // TestPodsAndServices goes through what a user of a cluster relies on.
 func TestPodsAndServices(t *testing.T) {
-	before := takeSnapshot(t, "pods")
-	c := up(t, "pods")
+	name := ofClone(t, "pods")
+	before := takeSnapshot(t, name)
+	c := up(t, name)
 	c.kubectl("wait", "--for=condition=Ready", "node/n1", "node/n2", "--timeout=30s")
 	c.kubectl("-n", "kube-system", "wait", "--for=condition=Available", "deployment/coredns", "--timeout=30s")
 	c.startEcho()
@@ -74,26 +77,28 @@ func TestPodsAndServices(t *testing.T) {
 		}
 	})
 	t.Run("a killed node that is started again runs its pods again", func(t *testing.T) {
-		herd(t, "signal", "--name", "pods", "cluster", "n2", "9")
-		herd(t, "start", "--name", "pods", "cluster", "n2")
+		herd(t, "signal", "--name", name, "cluster", "n2", "9")
+		herd(t, "start", "--name", name, "cluster", "n2")
 		reachesAll(t, "http://"+clusterIP, pods)
 	})
 	t.Run("up again changes nothing", func(t *testing.T) {
 		first := c.state().First
-		herd(t, "up", "--name", "pods", "--sources", sourcesDir)
+		herd(t, "up", "--name", name, "--sources", sourcesDir)
 		if again := c.state().First; again != first {
 			t.Errorf("first process was %v and is %v", first, again)
 		}
 	})
 
-	down(t, "pods")
-	requireSame(t, before, "pods")
+	down(t, name)
+	requireSame(t, before, name)
 }
 
-// TestTwoClustersSideBySide removes one of two and goes on using the other.
+// TestTwoClustersSideBySide removes one of two, of which no record says what
+// it is, and goes on using the other.
 func TestTwoClustersSideBySide(t *testing.T) {
-	before := takeSnapshot(t, "left", "right")
-	left, right := up(t, "left"), up(t, "right")
+	names := []string{ofClone(t, "left"), ofClone(t, "right")}
+	before := takeSnapshot(t, names...)
+	left, right := up(t, names[0]), up(t, names[1])
 	if left.state().Network == right.state().Network {
 		t.Errorf("both have the addresses %s", left.state().Network.Block())
 	}
@@ -104,13 +109,28 @@ func TestTwoClustersSideBySide(t *testing.T) {
 	left.startEcho()
 	right.startEcho()
 
-	down(t, "left")
+	damage(t, left)
+	if said := down(t, left.Name); !strings.Contains(said, "state of "+left.Name) {
+		t.Errorf("down does not say that the state is damaged: %q", said)
+	}
 	clusterIP := right.kubectl("get", "service", "echo", "-o", "jsonpath={.spec.clusterIP}")
 	if pod := fetch(t, "http://"+clusterIP); !strings.HasPrefix(pod, "echo-") {
 		t.Errorf("the pod behind the ClusterIP of right says it is %q", pod)
 	}
-	down(t, "right")
-	requireSame(t, before, "left", "right")
+	down(t, right.Name)
+	requireSame(t, before, names...)
+}
+
+// ofClone names a cluster of the tests: another one in each clone, so that
+// several can be tested side by side.
+func ofClone(t *testing.T, word string) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256([]byte(dir))
+	return fmt.Sprintf("%s-%x", word, sum[:3])
 }
 
 // cluster is one that is up.
@@ -133,9 +153,26 @@ func up(t *testing.T, name string) cluster {
 	return cluster{t, of}
 }
 
-func down(t *testing.T, name string) {
+// down returns what it says.
+func down(t *testing.T, name string) string {
 	t.Helper()
-	herd(t, "down", "--name", name)
+	return herd(t, "down", "--name", name)
+}
+
+// damage leaves half of a record, as a full disk would.
+func damage(t *testing.T, c cluster) {
+	t.Helper()
+	path := filepath.Join(c.Dir, "state.json")
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, info.Size()/2); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := exec.Command(filepath.Join(programs, herdCluster), "up", "--name", c.Name, "--sources", sourcesDir).CombinedOutput(); err == nil || !strings.Contains(string(said), "take the cluster down first") {
+		t.Errorf("up with a damaged state: %v: %s", err, said)
+	}
 }
 
 // herd runs the program under test.

@@ -16,7 +16,7 @@ import (
 
 // TestDownAfterUpWasKilled kills `up` at several points of the start.
 func TestDownAfterUpWasKilled(t *testing.T) {
-	const name = "killed-up"
+	name := ofClone(t, "up")
 	of, err := instance.Find(name)
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +72,7 @@ func killUpWhen(t *testing.T, name string, reached func() bool) {
 
 // TestDownAfterFirstProcessWasKilled kills the process all others depend on.
 func TestDownAfterFirstProcessWasKilled(t *testing.T) {
-	const name = "killed-first"
+	name := ofClone(t, "first")
 	before := takeSnapshot(t, name)
 	c := up(t, name)
 	c.startEcho()
@@ -90,7 +90,7 @@ func TestDownAfterFirstProcessWasKilled(t *testing.T) {
 // TestDownAfterKubeletWasKilled kills the process that would end the pods, of
 // which it freezes those of the same node: a kill alone does not end them.
 func TestDownAfterKubeletWasKilled(t *testing.T) {
-	const name = "killed-node"
+	name := ofClone(t, "node")
 	before := takeSnapshot(t, name)
 	c := up(t, name)
 	c.startEcho()

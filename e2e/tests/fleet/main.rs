@@ -2,6 +2,7 @@
 
 mod admission;
 mod autoscaling;
+mod cache;
 mod changes;
 mod clients;
 mod deletion;

@@ -88,20 +88,20 @@ fn a_claim_that_is_not_there_is_named() -> Result<()> {
 
 /// Of the FP8 checkpoint, on the machine.
 const CHECKPOINT: &str = "smollm2-135m-fbgemm-fp8";
-const TOKEN: &str = "hf_right";
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-const LATER: &str = "89abcdef0123456789abcdef0123456789abcdef";
+pub(crate) const TOKEN: &str = "hf_right";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const LATER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
 /// A hub on the machine that has the checkpoint on its branch, and asks for a token.
-struct Machine {
-    hub: Hub,
+pub(crate) struct Machine {
+    pub(crate) hub: Hub,
     endpoint: String,
     /// Runs the servers.
     _runtime: Runtime,
 }
 
 impl Machine {
-    fn start(fleet: &Fleet) -> Result<Self> {
+    pub(crate) fn start(fleet: &Fleet) -> Result<Self> {
         let folder = fleet.environment().models.join(CHECKPOINT);
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
@@ -134,7 +134,7 @@ impl Machine {
         self.hub.api.seen().iter().filter(is_question).count()
     }
 
-    fn deployment(&self, name: &str, secret: &str) -> Value {
+    pub(crate) fn deployment(&self, name: &str, secret: &str) -> Value {
         let mut object = unified(name, &format!("hf://{REPOSITORY}"), 3);
         object["spec"]["model"]["secretRef"] = json!({"name": secret});
         let endpoint = json!({"name": "HF_ENDPOINT", "value": self.endpoint});
@@ -145,7 +145,7 @@ impl Machine {
     }
 }
 
-fn secret(name: &str, token: &str) -> Value {
+pub(crate) fn secret(name: &str, token: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"token": token}})
 }
 

@@ -91,7 +91,9 @@ async fn until<T>(prometheus: &Prometheus, what: &str, mut look: impl FnMut(Read
 #[tokio::test]
 async fn a_real_prometheus_gives_samples_and_no_rate_over_a_restart() {
     let Ok(program) = std::env::var("HERD_PROMETHEUS_PROGRAM") else {
-        println!("skipped: HERD_PROMETHEUS_PROGRAM is not set");
+        println!(
+            "skipped: HERD_PROMETHEUS_PROGRAM is not set; cargo xtask cluster build prometheus builds what it names"
+        );
         return;
     };
     let epoch = Arc::new(AtomicU64::new(0));

@@ -15,6 +15,7 @@ use self::checks::Cluster;
 use self::forward::Forward;
 use crate::images::{self, Image, Images};
 use crate::kubectl::Kubectl;
+use crate::lock::Lock;
 use crate::oci::{self, Client, Credentials, Layout, Pushed, Registry, Target};
 use crate::paths::Paths;
 use crate::progress::{self, Activity};
@@ -31,6 +32,7 @@ const READY: Duration = Duration::from_mins(15);
 pub(crate) fn up(paths: &Paths, context: &str, registry: &Registry) -> Result<()> {
     let began = Instant::now();
     checks::programs()?;
+    let lock = Lock::of_context(paths, context, "up")?;
     let (kubectl, helm) = (Kubectl::of_context(context), Helm::of_context(context));
     let cluster = Cluster::look(&kubectl, context)?;
     for warning in checks::serves(&kubectl, &cluster)? {
@@ -41,21 +43,17 @@ pub(crate) fn up(paths: &Paths, context: &str, registry: &Registry) -> Result<()
 
     let images = images::make(paths, &[models::FP8])?;
     let images = pushed(&images, registry)?;
-    install(paths, &kubectl, &helm, &images, &cluster, began).inspect_err(|_| {
+    let release = || {
+        ensure_namespace(&kubectl)?;
+        release::install(paths, &helm, &kubectl, &images, &lock)?;
+        serve(paths, &kubectl, &images, &cluster, began)
+    };
+    release().inspect_err(|_| {
         eprintln!("{}", diagnostics::collect(&kubectl, &[NAMESPACE, &cluster.namespace]));
     })
 }
 
-fn install(
-    paths: &Paths,
-    kubectl: &Kubectl,
-    helm: &Helm,
-    images: &Images,
-    cluster: &Cluster,
-    began: Instant,
-) -> Result<()> {
-    ensure_namespace(kubectl)?;
-    release::install(paths, helm, kubectl, images)?;
+fn serve(paths: &Paths, kubectl: &Kubectl, images: &Images, cluster: &Cluster, began: Instant) -> Result<()> {
     let model = images.models.first().context("no model was pushed")?;
     progress::step(up::EXAMPLE, |_| Ok(((), example::apply(paths, kubectl, &cluster.namespace, model)?)))?;
     ready::wait(kubectl, up::MODEL, READY)?;

@@ -53,7 +53,7 @@ func Up(of instance.Instance, options Options) error {
 	defer lock.Release()
 	state, ok, err := of.LoadState()
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: take the cluster down first", err)
 	}
 	s := stopwatch{options.Report, time.Now()}
 	if ok && state.First.Alive() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,6 +26,48 @@ func FindProcess(pid int) (Process, error) {
 		return Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}
 	return Process{Pid: pid, StartTime: startTime}, nil
+}
+
+// FindWriters lists the processes that were started with exactly these words
+// after the program's name and whose standard output is the file, which may
+// have been removed since.
+func FindWriters(file string, words ...string) ([]Process, error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	var found []Process
+	for _, dir := range dirs {
+		args, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil {
+			continue // it has ended
+		}
+		argv := strings.Split(strings.TrimRight(string(args), "\x00"), "\x00")
+		if len(argv) == 0 || !slices.Equal(argv[1:], words) || !writes(dir, file) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			return nil, err
+		}
+		if process, err := FindProcess(pid); err == nil {
+			found = append(found, process)
+		}
+	}
+	return found, nil
+}
+
+func writes(proc, file string) bool {
+	output := filepath.Join(proc, "fd", "1")
+	if link, err := os.Readlink(output); err == nil && strings.TrimSuffix(link, " (deleted)") == file {
+		return true
+	}
+	opened, err := os.Stat(output)
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(file)
+	return err == nil && os.SameFile(opened, now)
 }
 
 // Alive says whether the process exists and is no zombie.

@@ -26,20 +26,15 @@ type Builder struct {
 // are not in the cache.
 func (b Builder) Ensure(name string) (string, error) {
 	began := time.Now()
-	tool, err := find(name)
+	tool, dir, err := b.place(name)
 	if err != nil {
 		return "", err
 	}
-	key, err := b.key(tool)
-	if err != nil {
-		return "", fmt.Errorf("tool %s: %w", name, err)
-	}
-	dir := filepath.Join(b.Cache, key)
 	if exists(dir) {
 		b.Report(name, "cached", time.Since(began))
 		return dir, nil
 	}
-	unlock, err := b.lock(key)
+	unlock, err := b.lock(filepath.Base(dir))
 	if err != nil {
 		return "", fmt.Errorf("tool %s: %w", name, err)
 	}
@@ -53,6 +48,24 @@ func (b Builder) Ensure(name string) (string, error) {
 	}
 	b.Report(name, "built", time.Since(began))
 	return dir, nil
+}
+
+// Built returns the folder of a tool's programs, and whether they are there.
+func (b Builder) Built(name string) (dir string, built bool, err error) {
+	_, dir, err = b.place(name)
+	return dir, err == nil && exists(dir), err
+}
+
+// place is a tool, and the folder that its programs have in the cache.
+func (b Builder) place(name string) (tool Tool, dir string, err error) {
+	if tool, err = find(name); err != nil {
+		return tool, "", err
+	}
+	key, err := b.key(tool)
+	if err != nil {
+		return tool, "", fmt.Errorf("tool %s: %w", name, err)
+	}
+	return tool, filepath.Join(b.Cache, key), nil
 }
 
 // Binary returns the path of a program of a tool of the same name.

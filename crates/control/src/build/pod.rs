@@ -23,6 +23,9 @@ pub(super) const MODEL_VOLUME: &str = "model";
 const USER: i64 = 65532;
 /// Between the end of a drain and SIGKILL.
 const AFTER_DRAIN_SECONDS: i64 = 5;
+/// Between SIGTERM and SIGKILL where the liveness probe has failed: a worker that answers nothing ends no requests either, and
+/// would hang for the whole grace period of its pod.
+const HUNG_GRACE_SECONDS: i64 = 10;
 
 /// What the pods of a gang are made from.
 #[derive(Clone, Copy, Debug)]
@@ -173,7 +176,10 @@ fn worker(input: PodInput<'_>, place: Place, mounts: Vec<VolumeMount>) -> Contai
         resources: resources(spec),
         volume_mounts: Some(mounts),
         // Alive while it loads, however long that takes.
-        liveness_probe: Some(probe("/healthz", 10, 6)),
+        liveness_probe: Some(Probe {
+            termination_grace_period_seconds: Some(HUNG_GRACE_SECONDS),
+            ..probe("/healthz", 10, 6)
+        }),
         readiness_probe: Some(probe("/readyz", 2, 3)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         security_context: Some(unprivileged()),

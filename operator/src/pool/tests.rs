@@ -33,6 +33,23 @@ async fn a_gang_is_made_once_and_leader_first() {
     assert_eq!(api.writes(), [""; 0]);
 }
 
+/// Another operator would make them otherwise today.
+#[tokio::test]
+async fn gangs_of_an_earlier_operator_are_left_as_they_are() {
+    let api = FakeApi::start(of_three_pods()).await;
+    assert!(pass(&api.context(false)).await);
+    for pod in &mut api.seen().pods {
+        let spec = pod["spec"].as_object_mut().unwrap();
+        assert!(spec.remove("tolerations").is_some());
+        let probe = spec["containers"][0]["livenessProbe"].as_object_mut().unwrap();
+        assert_eq!(probe.remove("terminationGracePeriodSeconds"), Some(json!(10)));
+    }
+    assert!(pass(&api.context(false)).await);
+    assert_eq!(api.writes(), ["status", "create 0", "create 1", "create 2", "status"]);
+    assert!(pass(&api.context(false)).await);
+    assert_eq!(api.writes(), [""; 0]);
+}
+
 #[tokio::test]
 async fn a_gang_of_several_pods_is_a_group_that_goes_with_its_leader() {
     let api = FakeApi::start(of_three_pods()).await;

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{download, gpu, metadata};
+use super::{download, gpu, metadata, tolerations};
 use crate::GangSpec;
 use crate::revision::{GangTemplate, dtype_word, quantity_text};
 
@@ -81,7 +81,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
         env: _,
         resources: _,
         node_selector,
-        tolerations,
+        tolerations: of_user,
         priority_class_name,
         termination_grace_period_seconds,
     } = &template.spec;
@@ -111,7 +111,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
                 .then(|| PodSchedulingGroup { pod_group_name: Some(names::pod_group(deployment, gang)) }),
             volumes: Some(vec![volume]),
             node_selector: (!node_selector.is_empty()).then(|| node_selector.clone()),
-            tolerations: (!tolerations.is_empty()).then(|| tolerations.clone()),
+            tolerations: Some(tolerations::with_lost_nodes(of_user)),
             priority_class_name: priority_class_name.clone(),
             termination_grace_period_seconds: Some(*termination_grace_period_seconds),
             security_context: Some(nobody()),

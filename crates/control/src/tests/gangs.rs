@@ -166,6 +166,27 @@ fn a_gang_that_lacks_a_pod_is_not_ready() {
     assert_eq!(only(&all[1..]).phase, GangPhase::Draining);
 }
 
+/// Kubernetes says of the pods of a node that it lost that they are not Ready, and some time later deletes them. None of them ends:
+/// nobody is there to say so.
+#[test]
+fn what_a_lost_leader_leaves_behind_is_not_held_for_its_grace_period() {
+    let gone_by = |status: &str, since: &str| {
+        let condition = json!({"type": "Ready", "status": status, "lastTransitionTime": since});
+        let mut pods = said([json!({"podIP": "1", "conditions": [condition]}), ready("2"), ready("3")]);
+        pods[0].metadata.deletion_timestamp = Some(Time("2026-01-02T01:10:00Z".parse().unwrap()));
+        pods[0].metadata.deletion_grace_period_seconds = Some(600);
+        let gang = only(&pods);
+        assert_eq!(gang.phase, GangPhase::Draining);
+        gang.leader().unwrap().gone_by.unwrap().to_string()
+    };
+    let (deleted, end) = ("2026-01-02T01:00:00Z", "2026-01-02T01:10:00Z");
+    assert_eq!(gone_by("False", "2026-01-02T00:59:30Z"), deleted);
+    // It drains.
+    assert_eq!(gone_by("True", "2026-01-02T00:30:00Z"), end);
+    assert_eq!(gone_by("False", deleted), end);
+    assert_eq!(gone_by("False", "2026-01-02T01:00:05Z"), end);
+}
+
 fn pool_status(gangs: &[Gang], last_failure: Option<&GangFailure>, replicas: i32) -> LlamaPoolStatus {
     let pool = json!({
         "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaPool", "metadata": {"name": "m-unified", "generation": 1},

@@ -1,5 +1,6 @@
 //! What the pods of a pool say about its gangs.
 
+mod last_words;
 mod pod;
 
 use std::collections::{BTreeMap, BTreeSet};

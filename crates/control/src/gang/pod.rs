@@ -7,7 +7,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use serde::Deserialize;
 
-use super::{PodId, Trouble, TroubleKind};
+use super::{PodId, Trouble, TroubleKind, last_words};
 use crate::build::download;
 use crate::room::Need;
 
@@ -189,15 +189,10 @@ fn crash(container: &ContainerStatus) -> Option<Trouble> {
     {
         return Some(Trouble::new(TroubleKind::Worker, reason, &message));
     }
-    let why = match (reason.as_deref(), signal) {
-        (Some("OOMKilled"), _) => "it needed more memory than its limit".to_owned(),
-        (_, Some(signal)) => format!("signal {signal}"),
-        _ => format!("exit code {exit_code}"),
-    };
-    let said = message.as_deref().map(str::trim).filter(|said| !said.is_empty());
-    let message = match said {
-        Some(said) => format!("the worker ended with {why}: {said}"),
-        None => format!("the worker ended with {why}"),
+    let ended = last_words::ended(reason.as_deref(), *exit_code, *signal);
+    let message = match message.as_deref().and_then(last_words::logged) {
+        Some(said) => format!("{ended}; it logged last: {said}"),
+        None => ended,
     };
     Some(Trouble::new(TroubleKind::Worker, reason::WORKER_FAILED.to_owned(), &message))
 }

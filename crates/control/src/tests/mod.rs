@@ -201,6 +201,11 @@ fn a_worker_is_quoted_also_while_it_is_started_anew() {
     let [_, reason, message] = told(container(&killed, &json!({})), "Degraded");
     assert_eq!(reason, reason::WORKER_FAILED);
     assert!(message.contains("more memory than its limit"), "{message}");
+    let line = json!({"timestamp": "2026-01-02T03:04:05Z", "level": "INFO", "fields": {"message": "loads 3 of 7 files"},
+        "target": "herd_worker"});
+    let killed = json!({"terminated": {"exitCode": 137, "reason": "Error", "message": format!("{line}\n")}});
+    let [_, _, message] = told(container(&json!({"running": {}}), &killed), "Degraded");
+    assert_eq!(message, "the worker was killed by signal 9 (SIGKILL); it logged last: loads 3 of 7 files");
 }
 
 #[test]

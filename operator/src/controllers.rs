@@ -172,9 +172,11 @@ async fn watched<K: Resource<DynamicType = ()>>(
         Err(error) => {
             tracing::warn!(controller, object = name, "{error}");
             context.metrics.failed(controller, error.category());
-            let (reason, message) = ("ReconcileFailed".to_owned(), error.to_string());
-            let note = Note { warning: true, reason, message };
-            context.tell(&object.object_ref(&()), "Reconcile", note).await;
+            if !matches!(error, ReconcileError::Told(_)) {
+                let (reason, message) = ("ReconcileFailed".to_owned(), error.to_string());
+                let note = Note { warning: true, reason, message };
+                context.tell(&object.object_ref(&()), "Reconcile", note).await;
+            }
         }
     }
     Ok(Action::requeue(ended?.unwrap_or(RESYNC)))

@@ -35,7 +35,12 @@ pub(crate) fn context(address: SocketAddr, pod_groups: bool) -> Context {
 
 /// As an API server refuses.
 pub(crate) fn refused(code: StatusCode, reason: &str) -> Response {
+    refused_with(code, reason, reason)
+}
+
+/// In these words.
+pub(crate) fn refused_with(code: StatusCode, reason: &str, message: &str) -> Response {
     let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": reason,
-        "message": reason, "code": code.as_u16()});
+        "message": message, "code": code.as_u16()});
     (code, Json(status)).into_response()
 }

@@ -35,10 +35,11 @@ pub fn pool_status(view: PoolView<'_>) -> LlamaPoolStatus {
     let ready_targets = gangs.iter().filter(|gang| gang.phase == GangPhase::Ready).filter(is_target).count();
     let last_failure = last_failure.filter(|_| (ready_targets as i32) < desired);
     // While nothing runs in its place it is what there is to say.
-    let live = gangs.iter().filter(is_target).filter(|gang| gang.phase != GangPhase::Draining).count();
+    let is_live = |gang: &&Gang| !matches!(gang.phase, GangPhase::Draining | GangPhase::Failed);
+    let live = gangs.iter().filter(is_target).filter(is_live).count();
     let given_up = last_failure.filter(|_| (live as i32) < desired).map(trouble);
-    let worst =
-        gangs.iter().filter_map(|gang| gang.trouble.as_ref()).chain(&given_up).min_by_key(|one| one.kind);
+    let troubles = given_up.iter().chain(gangs.iter().filter_map(|gang| gang.trouble.as_ref()));
+    let worst = troubles.min_by_key(|one| one.kind);
     let states = [
         is_ready(desired, ready, worst),
         scheduled(gangs, given_up.as_ref()),

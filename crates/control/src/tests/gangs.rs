@@ -221,6 +221,14 @@ fn a_gang_that_was_given_up_is_told_of_until_the_next_one_is_made() {
         told(&pool_status(&[], Some(&lost), 1), condition::DEGRADED),
         ["True", "GangIncomplete", "why"]
     );
+    // A gang that lacks the pod that was refused does not hide why.
+    let refused = failure(reason::FAILED_CREATE);
+    let lacks = only(&said([json!({"podIP": "1"}), json!({"podIP": "2"}), json!({"podIP": "3"})])[..2]);
+    for gangs in [&[][..], &[lacks]] {
+        let status = pool_status(gangs, Some(&refused), 1);
+        assert_eq!(told(&status, condition::READY), ["False", "FailedCreate", "why"]);
+        assert_eq!(told(&status, condition::DEGRADED), ["True", "FailedCreate", "why"]);
+    }
     // The next one has words of its own; what was is kept for as long as it may be given up as well.
     let starts = only(&said([json!({"podIP": "1"}), json!({"podIP": "2"}), json!({"podIP": "3"})]));
     let next = pool_status(&[starts], Some(&lost), 1);

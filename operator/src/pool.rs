@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use herd_api::{GangFailure, LlamaPool, labels, names};
-use herd_control::build;
 use herd_control::gang::{Gang, PodId, Trouble, gangs};
 use herd_control::plan::{self, Deletion, ObservedPool, PoolPlan, plan_pool};
 use herd_control::revision::GangTemplate;
 use herd_control::status::{Note, PoolView, notes, pool_status};
+use herd_control::{Refusal, build, check_owner};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
@@ -50,6 +50,12 @@ pub(crate) async fn reconcile(
     let uid = pool.uid().unwrap_or_default();
     let mut gangs = gangs(&pods.owned(&selector, &uid).await?);
     nodes::explain(&context.client, &mut gangs).await;
+    if let Err(refusal) = check_owner(&pool) {
+        let last_failure = pool.status.as_ref().and_then(|status| status.last_failure.clone());
+        let said = Said { refusal: Some(&refusal), last_failure: last_failure.as_ref() };
+        write_status(context, &pools, &mut pool, &gangs, said).await?;
+        return Ok(None);
+    }
     let last_failure = pool.status.as_ref().and_then(|status| status.last_failure.clone());
     let observed = ObservedPool {
         uid: &uid,
@@ -61,7 +67,8 @@ pub(crate) async fn reconcile(
         plan_pool(observed, Timestamp::now());
     let about = pool.object_ref(&());
     let gives_up = failure != last_failure;
-    let written = write_status(context, &pools, &mut pool, &gangs, failure.as_ref(), &about).await;
+    let said = Said { refusal: None, last_failure: failure.as_ref() };
+    let written = write_status(context, &pools, &mut pool, &gangs, said).await;
     let written = match written {
         // A gang that was given up is seen there alone once it is gone: without it the next one would be made at once.
         Err(error) if gives_up => return Err(error),
@@ -79,7 +86,8 @@ pub(crate) async fn reconcile(
             Made::Some => return written.map(|()| Some(Duration::ZERO)),
             Made::Refused { revision, trouble } => {
                 let failure = plan::failure(failure.as_ref(), &revision, &trouble, Timestamp::now());
-                write_status(context, &pools, &mut pool, &gangs, Some(&failure), &about).await?;
+                let said = Said { refusal: None, last_failure: Some(&failure) };
+                write_status(context, &pools, &mut pool, &gangs, said).await?;
                 // When it is tried again follows from the failure.
                 return Ok(Some(Duration::ZERO));
             }
@@ -198,22 +206,28 @@ async fn template(
     Ok(GangTemplate::read(&stored)?)
 }
 
+/// What a status says of a pool beside its gangs.
+#[derive(Clone, Copy)]
+struct Said<'a> {
+    refusal: Option<&'a Refusal>,
+    last_failure: Option<&'a GangFailure>,
+}
+
 async fn write_status(
     context: &Context,
     pools: &Objects<LlamaPool>,
     pool: &mut LlamaPool,
     gangs: &[Gang],
-    last_failure: Option<&GangFailure>,
-    about: &ObjectReference,
+    Said { refusal, last_failure }: Said<'_>,
 ) -> Result<(), ReconcileError> {
-    let status = pool_status(PoolView { pool: &*pool, gangs, last_failure, now: Timestamp::now() });
+    let status = pool_status(PoolView { pool: &*pool, gangs, refusal, last_failure, now: Timestamp::now() });
     if pool.status.as_ref() == Some(&status) {
         return Ok(());
     }
     pools.patch_status(&pool.name_any(), &status).await?;
     let before = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
     for note in notes(before, &status.conditions) {
-        context.tell(about, "Reconcile", note).await;
+        context.tell(&pool.object_ref(&()), "Reconcile", note).await;
     }
     pool.status = Some(status);
     Ok(())

@@ -56,6 +56,8 @@ pub mod reason {
     pub const PARALLELISM_INVALID: &str = "ParallelismInvalid";
     /// The API server refuses a pod: a quota, an admission webhook, a priority class that is not there.
     pub const FAILED_CREATE: &str = "FailedCreate";
+    /// A LlamaPool that no LlamaDeployment made.
+    pub const NOT_CONTROLLED: &str = "NotControlled";
     /// A gang lacks a pod.
     pub const GANG_INCOMPLETE: &str = "GangIncomplete";
     /// Fields of the accelerator that contradict each other, or the resources of the worker.

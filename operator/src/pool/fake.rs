@@ -48,7 +48,9 @@ impl FakeApi {
         let target = json!([{"revision": "r", "replicas": 1}]);
         let pool = json!({
             "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaPool",
-            "metadata": {"name": "m-unified", "namespace": "n", "uid": "pool", "generation": 1},
+            "metadata": {"name": "m-unified", "namespace": "n", "uid": "pool", "generation": 1,
+                "ownerReferences": [{"apiVersion": "herd.dev/v1alpha1", "kind": "LlamaDeployment", "name": "m",
+                    "uid": "u", "controller": true}]},
             "spec": {"deploymentRef": {"name": "m"}, "role": "unified", "targets": target},
         });
         let template = GangTemplate {

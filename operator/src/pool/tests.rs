@@ -153,6 +153,30 @@ async fn a_pod_that_is_refused_is_told_of_once_and_tried_again_later() {
 }
 
 #[tokio::test]
+async fn a_pool_that_was_made_by_hand_gets_no_gangs() {
+    let api = FakeApi::start(of_three_pods()).await;
+    let context = api.context(false);
+    let made = api.seen().pool["metadata"].as_object_mut().unwrap().remove("ownerReferences").unwrap();
+    assert!(pass(&context).await);
+    assert_eq!(api.writes(), ["status"]);
+    for type_ in ["Ready", "Degraded"] {
+        let told = condition(&api, type_);
+        assert!(told.starts_with("no LlamaDeployment m made this LlamaPool"), "{told}");
+    }
+    assert_eq!(api.seen().events, ["NotControlled"]);
+    assert!(pass(&context).await);
+    assert_eq!(api.writes(), [""; 0]);
+    // What was there goes on, once it is orphaned.
+    api.seen().pool["metadata"]["ownerReferences"] = made;
+    assert!(pass(&context).await);
+    api.seen().pool["metadata"].as_object_mut().unwrap().remove("ownerReferences");
+    api.writes();
+    assert!(pass(&context).await);
+    assert_eq!(api.writes(), ["status"]);
+    assert_eq!(api.seen().pods.len(), 3);
+}
+
+#[tokio::test]
 async fn whoever_refuses_a_pod_is_quoted() {
     for (code, message) in [
         (StatusCode::FORBIDDEN, "no PriorityClass with name p was found"),

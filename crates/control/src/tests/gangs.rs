@@ -194,7 +194,8 @@ fn pool_status(gangs: &[Gang], last_failure: Option<&GangFailure>, replicas: i32
             "targets": [{"revision": "r", "replicas": replicas}]},
     });
     let pool: LlamaPool = serde_json::from_value(pool).unwrap();
-    status::pool_status(status::PoolView { pool: &pool, gangs, last_failure, now: Timestamp::UNIX_EPOCH })
+    let now = Timestamp::UNIX_EPOCH;
+    status::pool_status(status::PoolView { pool: &pool, gangs, refusal: None, last_failure, now })
 }
 
 fn told<'a>(status: &'a LlamaPoolStatus, type_: &str) -> [&'a str; 3] {

@@ -169,8 +169,8 @@ fn seen(pod_status: Value) -> (Vec<gang::Gang>, herd_api::LlamaPoolStatus) {
         "spec": {"deploymentRef": {"name": "m"}, "role": "unified", "targets": [{"revision": "r", "replicas": 1}]},
     });
     let pool: LlamaPool = serde_json::from_value(pool).unwrap();
-    let view =
-        status::PoolView { pool: &pool, gangs: &gangs, last_failure: None, now: Timestamp::UNIX_EPOCH };
+    let now = Timestamp::UNIX_EPOCH;
+    let view = status::PoolView { pool: &pool, gangs: &gangs, refusal: None, last_failure: None, now };
     let status = status::pool_status(view);
     (gangs, status)
 }

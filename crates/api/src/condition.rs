@@ -62,6 +62,8 @@ pub mod reason {
     pub const GANG_INCOMPLETE: &str = "GangIncomplete";
     /// Fields of the accelerator that contradict each other, or the resources of the worker.
     pub const ACCELERATOR_INVALID: &str = "AcceleratorInvalid";
+    /// A served name with characters that cannot be seen.
+    pub const SERVED_NAME_INVALID: &str = "ServedNameInvalid";
     /// An older LlamaDeployment has this served name.
     pub const SERVED_NAME_TAKEN: &str = "ServedNameTaken";
     /// Neither prefill and decode nor unified, or bounds that contradict each other.

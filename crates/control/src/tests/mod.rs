@@ -49,6 +49,19 @@ fn what_cannot_be_served_is_refused_with_its_reason() {
     assert_eq!(reason("/model/secretRef", json!({"name": "s"})), reason::SECRET_NOT_NEEDED);
     assert_eq!(reason("/model/source", json!("pvc://c/../x")), reason::SOURCE_INVALID);
     let both = json!({"resourceName": "x.io/gpu", "claimTemplateName": "c"});
+    for hidden in ["a\n", "a b", "\u{200b}", "a\u{202e}b", "\u{1b}[2J", ""] {
+        assert_eq!(
+            reason("/model/servedNames", json!(["a", hidden])),
+            reason::SERVED_NAME_INVALID,
+            "{hidden:?}"
+        );
+        assert_eq!(
+            reason("/model/source", json!(format!("oci://r/{hidden} m"))),
+            reason::SOURCE_INVALID,
+            "{hidden:?}"
+        );
+    }
+    assert!(checked(|spec| spec["model"]["servedNames"] = json!(["org/Model-1.5:fp8", "模型"])).is_ok());
     assert_eq!(reason("/accelerator", both), reason::ACCELERATOR_INVALID);
     let of_a_gpu = json!({"kind": "CPU", "runtimeClassName": "nvidia"});
     assert_eq!(reason("/accelerator", of_a_gpu), reason::ACCELERATOR_INVALID);

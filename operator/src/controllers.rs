@@ -1,5 +1,10 @@
 //! Two controllers, and the autoscaler, which sees what they watch: what wakes them, how often they try, and how they end.
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

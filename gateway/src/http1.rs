@@ -4,13 +4,12 @@ use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
+use herd_listen::{Bounded, Connection, PeerWatch};
 use hyper::server::conn::http1::Builder;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-
-use crate::connections::{Bounded, Connection, PeerWatch};
 
 /// Serves until `closing` says otherwise, then until the last connection has ended. A connection on which a request's head
 /// is awaited for `header_timeout` is closed.

@@ -5,7 +5,6 @@
 
 mod admission;
 mod choice;
-mod connections;
 mod error;
 mod event;
 mod fleet;

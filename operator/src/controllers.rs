@@ -1,5 +1,10 @@
 //! Two controllers, and the autoscaler, which sees what they watch: what wakes them, how often they try, and how they end.
 
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -172,9 +177,11 @@ async fn watched<K: Resource<DynamicType = ()>>(
         Err(error) => {
             tracing::warn!(controller, object = name, "{error}");
             context.metrics.failed(controller, error.category());
-            let (reason, message) = ("ReconcileFailed".to_owned(), error.to_string());
-            let note = Note { warning: true, reason, message };
-            context.tell(&object.object_ref(&()), "Reconcile", note).await;
+            if !matches!(error, ReconcileError::Told(_)) {
+                let (reason, message) = ("ReconcileFailed".to_owned(), error.to_string());
+                let note = Note { warning: true, reason, message };
+                context.tell(&object.object_ref(&()), "Reconcile", note).await;
+            }
         }
     }
     Ok(Action::requeue(ended?.unwrap_or(RESYNC)))

@@ -8,7 +8,7 @@ mod tests;
 use std::sync::Arc;
 
 use herd_api::{GangPhase, LlamaDeployment, LlamaPool, ModelStatus, labels};
-use herd_control::gang::PodId;
+use herd_control::gang::{PodId, Trouble};
 use herd_control::plan::{ObservedDeployment, Unresolved, plan_deployment};
 use herd_control::status::{DeploymentView, ScalingView, deployment_status, notes};
 use herd_control::{Claims, Refusal, ValidatedDeployment, build, gang, validate};
@@ -44,15 +44,17 @@ pub(crate) async fn reconcile(
         Ok(validated) => (None, Some(validated)),
         Err(refusal) => (Some(refusal), None),
     };
-    let unresolved = match &accepted {
+    let (unresolved, refused) = match &accepted {
         Some(validated) => of.make(context, validated, &observed).await?,
-        None => None,
+        None => (None, None),
     };
     // What was just made is part of the answer.
     let pools = of.pools.owned(&selector(name), &uid).await?;
     let model = of.model(&deployment, &pools, name).await;
     let made = Made { refusal, accepted, unresolved };
-    of.write_status(context, &deployment, &pools, made, model).await
+    of.write_status(context, &deployment, &pools, made, model).await?;
+    // Tried again, later and later.
+    refused.map_or(Ok(()), |error| Err(ReconcileError::Told(Box::new(error))))
 }
 
 fn selector(name: &str) -> String {
@@ -106,14 +108,16 @@ impl Of {
         })
     }
 
-    /// In the order in which one needs the other: pools are made from revisions, gateways find pods through Services.
+    /// In the order in which one needs the other: pools are made from revisions, gateways find pods through Services. What is
+    /// not known of the source, and why the pod that would ask it was refused.
     async fn make(
         &self,
         context: &Context,
         deployment: &ValidatedDeployment,
         observed: &ObservedDeployment,
-    ) -> Result<Option<Unresolved>, ReconcileError> {
-        let plan = plan_deployment(deployment, observed);
+    ) -> Result<(Option<Unresolved>, Option<ReconcileError>), ReconcileError> {
+        let mut plan = plan_deployment(deployment, observed);
+        let mut refused = None;
         for planned in &plan.revisions {
             let revision = build::revision(deployment, planned, &context.defaults)
                 .map_err(|source| ReconcileError::Encode { name: planned.revision.clone(), source })?;
@@ -140,13 +144,19 @@ impl Of {
         if let Some(planned) = &plan.resolve {
             let resolver = build::resolver(deployment, planned, &context.defaults)
                 .map_err(|source| ReconcileError::Source { name: planned.word.clone(), source })?;
-            self.resolvers.create(&resolver, Manager::Operator).await?;
+            if let Err(error) = self.resolvers.create(&resolver, Manager::Operator).await {
+                let Some(said) = error.refusal() else { return Err(error) };
+                if let Some(unresolved) = &mut plan.unresolved {
+                    unresolved.trouble = Some(Trouble::not_created(said));
+                }
+                refused = Some(error);
+            }
         }
         // After what they found was stored.
         for PodId { name, uid } in plan.delete_resolvers {
             self.resolvers.delete(&name, Some(uid)).await?;
         }
-        Ok(plan.unresolved)
+        Ok((plan.unresolved, refused))
     }
 
     /// Asked of a gang once for each revision that serves.

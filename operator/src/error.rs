@@ -21,9 +21,21 @@ pub(crate) enum ReconcileError {
     Encode { name: String, source: serde_json::Error },
     #[error("took more than {0:?}")]
     Deadline(Duration),
+    /// The status says it.
+    #[error(transparent)]
+    Told(Box<ReconcileError>),
 }
 
 impl ReconcileError {
+    /// What the API server says of an object that it does not take; `None` where it may take it if it is asked again at once.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        let Self::Api { source, .. } = self else { return None };
+        let kube::Error::Api(status) = source.as_ref() else { return None };
+        let passes = matches!(status.code, 409 | 429 | 503 | 504);
+        let said = if status.message.is_empty() { &status.reason } else { &status.message };
+        (!passes).then_some(said)
+    }
+
     /// The bounded label of metrics.
     pub(crate) fn category(&self) -> &'static str {
         match self {
@@ -38,6 +50,7 @@ impl ReconcileError {
             Self::Invalid { .. } => "unreadable",
             Self::Revision(_) | Self::Source { .. } | Self::Encode { .. } => "revision",
             Self::Deadline(_) => "deadline",
+            Self::Told(error) => error.category(),
         }
     }
 }

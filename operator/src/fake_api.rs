@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router};
 use herd_control::revision::{Defaults, ModelCache};
 use kube::{Client, Config};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -35,7 +35,23 @@ pub(crate) fn context(address: SocketAddr, pod_groups: bool) -> Context {
 
 /// As an API server refuses.
 pub(crate) fn refused(code: StatusCode, reason: &str) -> Response {
+    refused_with(code, reason, reason)
+}
+
+/// In these words.
+pub(crate) fn refused_with(code: StatusCode, reason: &str, message: &str) -> Response {
     let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": reason,
-        "message": reason, "code": code.as_u16()});
+        "message": message, "code": code.as_u16()});
     (code, Json(status)).into_response()
+}
+
+/// Whether a list with this query has it: terms of equality, and of being there.
+pub(crate) fn selects(query: &str, object: &Value) -> bool {
+    let query = query.replace("%3D", "=").replace("%2C", ",").replace("%2F", "/");
+    let selector = query.split('&').find_map(|pair| pair.strip_prefix("labelSelector=")).unwrap_or("");
+    let labels = &object["metadata"]["labels"];
+    selector.split(',').filter(|term| !term.is_empty()).all(|term| match term.split_once('=') {
+        Some((label, value)) => labels[label] == value,
+        None => !labels[term].is_null(),
+    })
 }

@@ -1,22 +1,15 @@
-//! `/healthz`, `/readyz`, `/metrics` and `/autoscaler/log`. Connections are few, short-lived, and cannot keep the operator from ending.
+//! `/healthz`, `/readyz`, `/metrics` and `/autoscaler/log`.
 
-use std::collections::VecDeque;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyper::server::conn::http1::Builder;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use herd_listen::{PageLimits, serve_pages};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::autoscale::Logs;
@@ -31,81 +24,9 @@ pub(crate) struct Pages {
     pub(crate) logs: Logs,
 }
 
-/// Bounds of the server.
-#[derive(Clone, Copy, Debug)]
-struct Limits {
-    /// One more takes the place of the oldest: if they waited instead, whoever holds this many could keep kubelet's probes out
-    /// until it ends the operator.
-    connections: usize,
-    /// For the head of a request, from when its connection could have sent it: so idle connections are closed after it too.
-    header_timeout: Duration,
-    /// Of a connection. One that is at work then gets `grace` to end.
-    lifetime: Duration,
-    /// For connections to end at shutdown.
-    grace: Duration,
-    /// After an `accept` that failed, mostly for want of file descriptors: trying again at once would fail as well.
-    accept_pause: Duration,
-}
-
-const LIMITS: Limits = Limits {
-    connections: 64,
-    header_timeout: Duration::from_secs(10),
-    lifetime: Duration::from_mins(5),
-    grace: Duration::from_secs(2),
-    accept_pause: Duration::from_millis(100),
-};
-
 /// Serves until told to shut down and the connections have ended, which they do within two seconds.
 pub(crate) async fn serve(listener: TcpListener, pages: Pages, shutdown: CancellationToken) {
-    serve_within(LIMITS, listener, pages, shutdown).await;
-}
-
-async fn serve_within(limits: Limits, listener: TcpListener, pages: Pages, shutdown: CancellationToken) {
-    let router = router(pages);
-    let mut connections = JoinSet::new();
-    let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    by_age.retain(|connection| !connection.is_finished());
-                    if by_age.len() >= limits.connections && let Some(oldest) = by_age.pop_front() {
-                        oldest.abort();
-                    }
-                    let connection = connected(limits, stream, router.clone(), shutdown.clone());
-                    by_age.push_back(connections.spawn(connection));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "failed to accept a connection");
-                    tokio::select! {
-                        () = shutdown.cancelled() => break,
-                        () = sleep(limits.accept_pause) => {}
-                    }
-                }
-            }
-        }
-    }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
-}
-
-async fn connected(limits: Limits, stream: TcpStream, router: Router, shutdown: CancellationToken) {
-    let mut builder = Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
-    let service = TowerToHyperService::new(router);
-    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    // How a connection ends is of interest to nobody: clients try again.
-    tokio::select! {
-        biased;
-        _ = served.as_mut() => return,
-        () = shutdown.cancelled() => {}
-        () = sleep(limits.lifetime) => {}
-    }
-    served.as_mut().graceful_shutdown();
-    let _ = timeout(limits.grace, served).await;
+    serve_pages(PageLimits::default(), listener, router(pages), shutdown).await;
 }
 
 fn router(pages: Pages) -> Router {
@@ -156,8 +77,12 @@ fn json(text: serde_json::Result<String>) -> Response {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::task::JoinSet;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -167,18 +92,17 @@ mod tests {
     struct Server {
         address: SocketAddr,
         pages: Pages,
-        shutdown: CancellationToken,
-        task: JoinSet<()>,
+        _task: JoinSet<()>,
     }
 
-    async fn start(limits: Limits) -> Server {
+    async fn start() -> Server {
         let metrics = Arc::new(Metrics::new().unwrap());
         let pages = Pages { metrics, ready: Arc::default(), logs: Logs::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let address = listener.local_addr().unwrap();
         let mut task = JoinSet::new();
-        task.spawn(serve_within(limits, listener, pages.clone(), shutdown.clone()));
-        Server { address, pages, shutdown, task }
+        task.spawn(serve(listener, pages.clone(), CancellationToken::new()));
+        Server { address, pages, _task: task }
     }
 
     /// All that the server sends on a connection until it closes it.
@@ -197,7 +121,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_operator_is_ready_when_it_says_so_and_alive_before() {
-        let server = start(LIMITS).await;
+        let server = start().await;
         assert!(page(&server, "/healthz").await.starts_with("HTTP/1.1 200"));
         assert!(page(&server, "/readyz").await.starts_with("HTTP/1.1 503"));
         server.pages.ready.store(true, Ordering::Release);
@@ -209,49 +133,5 @@ mod tests {
         assert!(page(&server, "/autoscaler/log").await.ends_with("[]"));
         assert!(page(&server, "/autoscaler/log/n/m").await.starts_with("HTTP/1.1 404"));
         assert!(page(&server, "/").await.starts_with("HTTP/1.1 404"));
-    }
-
-    #[tokio::test]
-    async fn a_connection_beyond_the_limit_takes_the_place_of_the_oldest() {
-        let server = start(Limits { connections: 2, header_timeout: PATIENCE * 2, ..LIMITS }).await;
-        let mut silent = TcpStream::connect(server.address).await.unwrap();
-        let mut used = TcpStream::connect(server.address).await.unwrap();
-        used.write_all(b"GET /healthz HTTP/1.1\r\nhost: herd\r\n\r\n").await.unwrap();
-        assert_eq!(used.read_u8().await.unwrap(), b'H');
-        assert!(page(&server, "/healthz").await.starts_with("HTTP/1.1 200"));
-        assert_eq!(rest(&mut silent).await, "");
-        used.write_all(b"GET /healthz HTTP/1.1\r\nhost: herd\r\nconnection: close\r\n\r\n").await.unwrap();
-        assert_eq!(rest(&mut used).await.matches("ok\n").count(), 2);
-    }
-
-    #[tokio::test]
-    async fn a_connection_without_a_request_is_closed() {
-        let server = start(Limits { header_timeout: Duration::from_millis(20), ..LIMITS }).await;
-        let mut silent = TcpStream::connect(server.address).await.unwrap();
-        rest(&mut silent).await;
-        let mut slow = TcpStream::connect(server.address).await.unwrap();
-        slow.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
-        assert!(!rest(&mut slow).await.contains("ok\n"));
-    }
-
-    #[tokio::test]
-    async fn a_connection_is_closed_at_the_end_of_its_life() {
-        let limits = Limits { header_timeout: PATIENCE * 2, lifetime: Duration::from_millis(20), ..LIMITS };
-        let server = start(Limits { grace: Duration::from_millis(20), ..limits }).await;
-        let mut silent = TcpStream::connect(server.address).await.unwrap();
-        silent.write_all(b"GET /").await.unwrap();
-        rest(&mut silent).await;
-    }
-
-    #[tokio::test]
-    async fn a_silent_client_does_not_keep_the_operator_from_ending() {
-        let limits = Limits { header_timeout: PATIENCE * 2, grace: Duration::from_millis(20), ..LIMITS };
-        let mut server = start(limits).await;
-        let mut silent = TcpStream::connect(server.address).await.unwrap();
-        silent.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
-        assert!(page(&server, "/healthz").await.starts_with("HTTP/1.1 200"));
-        server.shutdown.cancel();
-        timeout(PATIENCE, server.task.join_next()).await.expect("the server ends").unwrap().unwrap();
-        assert!(TcpStream::connect(server.address).await.is_err());
     }
 }

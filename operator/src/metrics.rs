@@ -146,6 +146,7 @@ mod tests {
             ReconcileError::Foreign { kind, name: name.clone() },
             ReconcileError::Invalid { kind, name, reason: String::new() },
             ReconcileError::Deadline(Duration::ZERO),
+            ReconcileError::Told(Box::new(failed(403))),
         ] {
             let category = error.category();
             assert!(metrics.errors.of(&["pool", category]).is_some(), "{category}");

@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use herd_api::{GangFailure, LlamaPool, labels, names};
-use herd_control::build;
-use herd_control::gang::{Gang, PodId, gangs};
-use herd_control::plan::{Deletion, ObservedPool, PoolPlan, plan_pool};
+use herd_control::gang::{Gang, PodId, Trouble, gangs};
+use herd_control::plan::{self, Deletion, ObservedPool, PoolPlan, plan_pool};
 use herd_control::revision::GangTemplate;
 use herd_control::status::{Note, PoolView, notes, pool_status};
+use herd_control::{Refusal, build, check_owner};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::api::scheduling::v1beta1::PodGroup;
@@ -40,7 +40,7 @@ pub(crate) async fn reconcile(
     let client = || context.client.clone();
     let pools: Objects<LlamaPool> = Objects::new(Api::namespaced(client(), namespace), "LlamaPool");
     let pods: Objects<Pod> = Objects::new(Api::namespaced(client(), namespace), "Pod");
-    let Some(pool) = pools.get(name).await? else { return Ok(None) };
+    let Some(mut pool) = pools.get(name).await? else { return Ok(None) };
     if pool.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
@@ -50,13 +50,25 @@ pub(crate) async fn reconcile(
     let uid = pool.uid().unwrap_or_default();
     let mut gangs = gangs(&pods.owned(&selector, &uid).await?);
     nodes::explain(&context.client, &mut gangs).await;
-    let last_failure = pool.status.as_ref().and_then(|status| status.last_failure.as_ref());
-    let observed = ObservedPool { uid: &uid, targets: &pool.spec.targets, gangs: &gangs, last_failure };
+    if let Err(refusal) = check_owner(&pool) {
+        let last_failure = pool.status.as_ref().and_then(|status| status.last_failure.clone());
+        let said = Said { refusal: Some(&refusal), last_failure: last_failure.as_ref() };
+        write_status(context, &pools, &mut pool, &gangs, said).await?;
+        return Ok(None);
+    }
+    let last_failure = pool.status.as_ref().and_then(|status| status.last_failure.clone());
+    let observed = ObservedPool {
+        uid: &uid,
+        targets: &pool.spec.targets,
+        gangs: &gangs,
+        last_failure: last_failure.as_ref(),
+    };
     let PoolPlan { create, delete, left, last_failure: failure, again_in } =
         plan_pool(observed, Timestamp::now());
     let about = pool.object_ref(&());
-    let gives_up = failure.as_ref() != last_failure;
-    let written = write_status(context, &pools, &pool, &gangs, failure.as_ref(), &about).await;
+    let gives_up = failure != last_failure;
+    let said = Said { refusal: None, last_failure: failure.as_ref() };
+    let written = write_status(context, &pools, &mut pool, &gangs, said).await;
     let written = match written {
         // A gang that was given up is seen there alone once it is gone: without it the next one would be made at once.
         Err(error) if gives_up => return Err(error),
@@ -69,8 +81,16 @@ pub(crate) async fn reconcile(
     remove(&pods, left).await?;
     if !create.is_empty() {
         let revisions = Objects::new(Api::namespaced(client(), namespace), "ControllerRevision");
-        if !make(context, &pool, &create, &revisions, &pods, &about).await? {
-            return written.map(|()| Some(Duration::ZERO));
+        match make(context, &pool, &create, &revisions, &pods, &about).await? {
+            Made::All => {}
+            Made::Some => return written.map(|()| Some(Duration::ZERO)),
+            Made::Refused { revision, trouble } => {
+                let failure = plan::failure(failure.as_ref(), &revision, &trouble, Timestamp::now());
+                let said = Said { refusal: None, last_failure: Some(&failure) };
+                write_status(context, &pools, &mut pool, &gangs, said).await?;
+                // When it is tried again follows from the failure.
+                return Ok(Some(Duration::ZERO));
+            }
         }
     }
     written?;
@@ -84,7 +104,19 @@ async fn remove(pods: &Objects<Pod>, ids: Vec<PodId>) -> Result<(), ReconcileErr
     Ok(())
 }
 
-/// Makes gangs, as many as a pass has time for; false: there are more.
+/// What became of the gangs that are to be made.
+enum Made {
+    All,
+    /// As many as a pass has time for.
+    Some,
+    /// Until a pod of one of this revision was refused.
+    Refused {
+        revision: String,
+        trouble: Trouble,
+    },
+}
+
+/// Makes gangs.
 async fn make(
     context: &Context,
     pool: &LlamaPool,
@@ -92,7 +124,7 @@ async fn make(
     revisions: &Objects<ControllerRevision>,
     pods: &Objects<Pod>,
     about: &ObjectReference,
-) -> Result<bool, ReconcileError> {
+) -> Result<Made, ReconcileError> {
     let (deployment, role) = (&pool.spec.deployment_ref.name, pool.spec.role);
     let namespace = pool.namespace().unwrap_or_default();
     let owner: OwnerReference = pool.controller_owner_ref(&()).unwrap_or_default();
@@ -100,7 +132,7 @@ async fn make(
     let mut pods_made = 0;
     for revision in create {
         if pods_made >= MAX_PODS {
-            return Ok(false);
+            return Ok(Made::Some);
         }
         if !templates.contains_key(revision.as_str()) {
             templates.insert(revision, template(revisions, deployment, revision).await?);
@@ -121,12 +153,22 @@ async fn make(
         let name = || names::revision(deployment, revision);
         let members = build::pods(input).map_err(|source| ReconcileError::Source { name: name(), source })?;
         pods_made += members.len();
-        if make_gang(context, input, &members, pods).await? {
-            let message = format!("gang {gang} of revision {revision}");
-            tell(context, about, "CreateGang", "GangCreated", message).await;
+        match make_gang(context, input, &members, pods).await {
+            Ok(true) => {
+                let message = format!("gang {gang} of revision {revision}");
+                tell(context, about, "CreateGang", "GangCreated", message).await;
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let Some(said) = error.refusal() else { return Err(error) };
+                tracing::warn!(pool = pool.name_any(), namespace, "{error}");
+                context.metrics.failed("pool", error.category());
+                // What there is of it lacks pods, and goes in the next pass.
+                return Ok(Made::Refused { revision: revision.clone(), trouble: Trouble::not_created(said) });
+            }
         }
     }
-    Ok(true)
+    Ok(Made::All)
 }
 
 /// The leader first: a gang that lacks others, because this ended in the middle, is seen as one that lacks pods. False: its id
@@ -164,23 +206,30 @@ async fn template(
     Ok(GangTemplate::read(&stored)?)
 }
 
+/// What a status says of a pool beside its gangs.
+#[derive(Clone, Copy)]
+struct Said<'a> {
+    refusal: Option<&'a Refusal>,
+    last_failure: Option<&'a GangFailure>,
+}
+
 async fn write_status(
     context: &Context,
     pools: &Objects<LlamaPool>,
-    pool: &LlamaPool,
+    pool: &mut LlamaPool,
     gangs: &[Gang],
-    last_failure: Option<&GangFailure>,
-    about: &ObjectReference,
+    Said { refusal, last_failure }: Said<'_>,
 ) -> Result<(), ReconcileError> {
-    let status = pool_status(PoolView { pool, gangs, last_failure, now: Timestamp::now() });
+    let status = pool_status(PoolView { pool: &*pool, gangs, refusal, last_failure, now: Timestamp::now() });
     if pool.status.as_ref() == Some(&status) {
         return Ok(());
     }
     pools.patch_status(&pool.name_any(), &status).await?;
     let before = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
     for note in notes(before, &status.conditions) {
-        context.tell(about, "Reconcile", note).await;
+        context.tell(&pool.object_ref(&()), "Reconcile", note).await;
     }
+    pool.status = Some(status);
     Ok(())
 }
 

@@ -72,6 +72,7 @@ pub(crate) struct Metrics {
     kv_reconnects: IntCounter,
     kv_lease_renewals: IntCounter,
     gang_epoch: IntGauge,
+    gang_epoch_low: IntGauge,
     rank_bytes_sent: IntCounter,
     rank_bytes_received: IntCounter,
     rank_connections_broken: IntCounter,
@@ -137,6 +138,7 @@ impl Metrics {
             kv_reconnects: page.counter(&declared::KV_RECONNECTS)?,
             kv_lease_renewals: page.counter(&declared::KV_LEASE_RENEWALS)?,
             gang_epoch: page.gauge(&declared::GANG_EPOCH)?,
+            gang_epoch_low: page.gauge(&declared::GANG_EPOCH_LOW)?,
             rank_bytes_sent: page.counter(&declared::RANK_BYTES_SENT)?,
             rank_bytes_received: page.counter(&declared::RANK_BYTES_RECEIVED)?,
             rank_connections_broken: page.counter(&declared::RANK_CONNECTIONS_BROKEN)?,
@@ -241,7 +243,9 @@ impl Metrics {
         self.kv_blocks_used.set(kv_blocks_used as i64);
         self.kv_usage.set(kv_blocks_used as f64 / self.kv_blocks.get().max(1) as f64);
         self.transfers_open.set(transfers as i64);
-        self.gang_epoch.set(gang.map_or(0, |gang| gang.identity.epoch) as i64);
+        let epoch = gang.map_or(0, |gang| gang.identity.epoch);
+        self.gang_epoch.set(epoch as i64);
+        self.gang_epoch_low.set(low(epoch));
         let before = self.before();
         let EngineCounters { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens } =
             sum(*before, engine.map_or_else(EngineCounters::default, Engine::counters));
@@ -320,6 +324,11 @@ fn raise(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
 }
 
+/// The last 32 bits: a number that Prometheus, which counts in 64-bit floats, keeps as it is.
+fn low(epoch: u64) -> i64 {
+    (epoch & u64::from(u32::MAX)) as i64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,5 +372,15 @@ mod tests {
         let info = "vllm:cache_config_info{block_size=\"64\",num_gpu_blocks=\"8\",model_name=\"m\"} 1\n";
         assert!(with.contains(info), "{with}");
         assert!(!page(false).contains("vllm:"));
+    }
+
+    #[test]
+    fn two_starts_that_prometheus_rounds_to_one_are_told_apart() {
+        let first = crate::identity::new_epoch() & !0xFF;
+        let second = first | 1;
+        let kept = |value: i64| value as f64 as i64;
+        assert_eq!(kept(first as i64), kept(second as i64));
+        assert_ne!(kept(low(first)), kept(low(second)));
+        assert_eq!(kept(low(u64::MAX)), i64::from(u32::MAX));
     }
 }

@@ -52,10 +52,16 @@ pub mod reason {
     pub const LOADING: &str = "Loading";
     /// Ranks that no number of pods holds evenly.
     pub const PARALLELISM_INVALID: &str = "ParallelismInvalid";
+    /// The API server refuses a pod: a quota, an admission webhook, a priority class that is not there.
+    pub const FAILED_CREATE: &str = "FailedCreate";
+    /// A LlamaPool that no LlamaDeployment made.
+    pub const NOT_CONTROLLED: &str = "NotControlled";
     /// A gang lacks a pod.
     pub const GANG_INCOMPLETE: &str = "GangIncomplete";
     /// Fields of the accelerator that contradict each other, or the resources of the worker.
     pub const ACCELERATOR_INVALID: &str = "AcceleratorInvalid";
+    /// A served name with characters that cannot be seen.
+    pub const SERVED_NAME_INVALID: &str = "ServedNameInvalid";
     /// An older LlamaDeployment has this served name.
     pub const SERVED_NAME_TAKEN: &str = "ServedNameTaken";
     /// Neither prefill and decode nor unified, or bounds that contradict each other.

@@ -13,7 +13,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Role;
+use crate::{Role, visible};
 
 /// One served model: where it comes from, how a copy of it is split, and how many copies there are.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -82,6 +82,9 @@ pub struct LlamaDeploymentSpec {
 pub struct Model {
     /// `hf://ORG/NAME[@REVISION]`, `oci://REGISTRY/NAME:TAG` (an image with the checkpoint at its root), `pvc://CLAIM[/FOLDER]` or `s3://BUCKET[/PREFIX]`.
     #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = Rule::new(visible::rule("self"))
+        .message("model.source must be of characters that can be seen: no controls, spaces or zero-width ones")
+        .reason(Reason::FieldValueInvalid))]
     #[x_kube(validation = Rule::new("self.matches('^(hf|oci|pvc|s3)://[^/]')")
         .message("model.source must be hf://ORG/NAME[@REVISION], oci://IMAGE, pvc://CLAIM[/FOLDER] or s3://BUCKET[/PREFIX]")
         .reason(Reason::FieldValueInvalid))]
@@ -89,10 +92,13 @@ pub struct Model {
     /// Who asks for it: a Secret of the same namespace with a key token for hf://; accessKeyId, secretAccessKey and, where needed, sessionToken, region and endpoint for s3://.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
-    /// Names that clients ask for; metadata.name unless given.
+    /// Names that clients ask for, of characters that can be seen; metadata.name unless given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 128), regex(pattern = r"^\S+$")))]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 128)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = Rule::new(format!("self.all(name, {})", visible::rule("name")))
+        .message("model.servedNames must be of characters that can be seen: no controls, spaces or zero-width ones")
+        .reason(Reason::FieldValueInvalid))]
     pub served_names: Vec<String>,
     /// Tokens of prompt and completion together; the model's unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]

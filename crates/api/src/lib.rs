@@ -7,6 +7,7 @@ pub mod labels;
 pub mod names;
 mod pool;
 pub mod ports;
+mod visible;
 
 pub use deployment::{
     Accelerator, AcceleratorKind, Autoscaling, AutoscalingMode, Dtype, EnvVar, LastScale, LlamaDeployment,
@@ -18,6 +19,7 @@ pub use pool::{
     DeploymentRef, GangFailure, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, LlamaPoolStatus, Role,
     Target,
 };
+pub use visible::is_visible;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;

@@ -169,7 +169,7 @@ pub struct GangStatus {
     pub message: Option<String>,
 }
 
-/// A gang that was given up: its pod is lost, or not all of its pods found a node.
+/// A gang that was given up: its pod is lost or could not be created, or not all of its pods found a node.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct GangFailure {
@@ -179,7 +179,7 @@ pub struct GangFailure {
     pub since: Time,
     /// When this one was.
     pub time: Time,
-    /// Unschedulable, or why a pod is lost.
+    /// Unschedulable, FailedCreate, or why a pod is lost.
     pub reason: String,
     /// A sentence.
     pub message: String,

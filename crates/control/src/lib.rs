@@ -7,6 +7,7 @@ pub mod autoscale;
 pub mod build;
 mod duration;
 pub mod gang;
+mod owner;
 pub mod plan;
 mod resolve;
 pub mod revision;
@@ -17,6 +18,7 @@ mod tests;
 mod validate;
 
 pub use duration::duration;
+pub use owner::check_owner;
 pub use resolve::Resolution;
 pub use validate::{
     Claims, GangSpec, Gpu, Refusal, ValidatedDeployment, ValidatedPool, ValidatedScaling, validate,

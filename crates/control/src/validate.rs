@@ -7,7 +7,7 @@ use herd_api::condition::{self, reason};
 use herd_api::{
     Accelerator, AcceleratorKind, Autoscaling, AutoscalingMode, Dtype, EnvVar, LlamaDeployment,
     LlamaDeploymentSpec, Model, ModelSource, Parallelism, PoolTemplate, Resources, Role, SecretRef, Slo,
-    WorkerTemplate,
+    WorkerTemplate, is_visible,
 };
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -257,6 +257,7 @@ pub fn validate(deployment: &LlamaDeployment, claims: &Claims) -> Result<Validat
         }
     };
     check_source(model)?;
+    check_names(&model.served_names)?;
     let worker = worker.clone().unwrap_or_default();
     let gpu = check_accelerator(accelerator.clone().unwrap_or_default(), worker.resources.as_ref())?;
     check_env(&worker.env)?;
@@ -309,8 +310,28 @@ fn served_names(model: &Model, name: &str) -> Vec<String> {
     if model.served_names.is_empty() { vec![name.to_owned()] } else { model.served_names.clone() }
 }
 
+/// Admission refuses them as well, unless they were there before it did.
+fn check_names(names: &[String]) -> Result<(), Refusal> {
+    match names.iter().find(|name| !is_visible(name)) {
+        Some(name) => Err(refusal(
+            reason::SERVED_NAME_INVALID,
+            format!(
+                "model.servedNames {name:?} must be of characters that can be seen: no controls, spaces or zero-width ones"
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
 fn check_source(model: &Model) -> Result<(), Refusal> {
     let unavailable = |reason, message| Refusal { type_: condition::MODEL_AVAILABLE, reason, message };
+    if !is_visible(&model.source) {
+        let message = format!(
+            "model.source {:?} must be of characters that can be seen: no controls, spaces or zero-width ones",
+            model.source
+        );
+        return Err(unavailable(reason::SOURCE_INVALID, message));
+    }
     match (model.source.parse::<ModelSource>(), &model.secret_ref) {
         (Ok(ModelSource::Image(_) | ModelSource::Claim { .. }), Some(SecretRef { name })) => {
             Err(unavailable(

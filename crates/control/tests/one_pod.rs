@@ -1,5 +1,5 @@
-//! The pod of a gang of one pod is, byte for byte, what it was when the file was made: an operator that is upgraded makes the
-//! gangs of a revision as they were made before.
+//! The pod of a gang of one pod is, byte for byte, what the file has: a change of it is seen, and meant. The next gangs of a
+//! revision get it; those that run are left as they are.
 
 use std::error::Error;
 use std::fs;
@@ -58,7 +58,7 @@ fn rendered(spec: &Value) -> Result<Value, Box<dyn Error>> {
 }
 
 #[test]
-fn the_pod_of_a_gang_of_one_is_what_it_was() {
+fn the_pod_of_a_gang_of_one_is_what_the_file_has() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/one-pod.json");
     let pods: serde_json::Map<String, Value> =
         specs().iter().map(|(name, spec)| ((*name).to_owned(), rendered(spec).unwrap())).collect();

@@ -53,7 +53,13 @@ pub const GANG_EPOCH: Metric = Metric::gauge(
     "herd_gang_epoch",
     "epoch",
     "Epoch of the gang, 0 while it is not whole; it changes when the gang starts anew in place. An epoch has 64 bits, of \
-     which Prometheus keeps the first 53.",
+     which Prometheus keeps the first 53; herd_gang_epoch_low has the last 32.",
+);
+/// The end of the epoch.
+pub const GANG_EPOCH_LOW: Metric = Metric::gauge(
+    "herd_gang_epoch_low",
+    "epoch",
+    "Last 32 bits of the epoch of the gang, exact: what Prometheus drops of herd_gang_epoch tells two starts apart.",
 );
 /// Steps.
 pub const STEPS: Metric = Metric::counter("herd_steps_total", "steps", "Forward passes.");
@@ -224,6 +230,7 @@ pub const METRICS: &[&Metric] = &[
     &KV_RECONNECTS,
     &KV_LEASE_RENEWALS,
     &GANG_EPOCH,
+    &GANG_EPOCH_LOW,
     &RANK_BYTES_SENT,
     &RANK_BYTES_RECEIVED,
     &RANK_CONNECTIONS_BROKEN,

@@ -23,7 +23,12 @@ fn objects_that_make_no_sense_are_refused_at_admission() -> Result<()> {
         let bounds = json!({"minReplicas": 3, "maxReplicas": 2});
         let unknown = json!({"minReplicas": 1, "replicas": 2});
         let secret = json!({"source": "oci://r/m:1", "secretRef": {"name": "s"}});
+        let named = |name: &str| json!({"source": MODEL, "servedNames": ["a", name]});
+        let seen = "must be of characters that can be seen";
         let cases = [
+            (changed("/spec/model", named("smol\u{200b}lm2")), seen),
+            (changed("/spec/model", named("smollm2\n")), seen),
+            (changed("/spec/model/source", json!("oci://r/\u{202e}m:1")), seen),
             (changed("/spec/model", secret), "secretRef is of hf:// and s3:// sources"),
             (both, "give either prefill and decode, or unified"),
             (changed("/spec/unified", bounds), "minReplicas must be at most maxReplicas"),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::stream::{Stream, StreamExt};
+use herd_listen::Bounded;
 use herd_proto::v1::inference_server::{Inference, InferenceServer};
 use herd_proto::v1::{self as wire, GenerateEvent, GenerateRequest, ListModelsRequest, ListModelsResponse};
 use herd_text::Message;
@@ -18,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::RequestError;
-use crate::connections::Bounded;
 use crate::gateway::{GatewayError, Parts, Submitted};
 use crate::observe::Api;
 use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest};

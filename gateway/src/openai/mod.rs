@@ -20,6 +20,7 @@ use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use futures::stream::StreamExt;
+use herd_listen::Bounded;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
@@ -30,7 +31,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::answer::{About, Chunks, Method, Whole};
 use self::request::Parsed;
-use crate::connections::Bounded;
 use crate::gateway::{Parts, Submitted};
 use crate::http1;
 use crate::observe::{Admitted, Api};

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::context::Context;
-use crate::fake_api::{self, refused, serve};
+use crate::fake_api::{self, refused, selects, serve};
 
 #[derive(Debug, Default)]
 pub(super) struct Seen {
@@ -85,13 +85,10 @@ async fn answer(State(seen): State<Shared>, request: Request) -> Response {
     match (parts.method, name, sub) {
         (Method::POST, None, None) if plural == "events" => Json(body).into_response(),
         (Method::GET, None, None) => {
-            let query = parts.uri.query().unwrap_or_default().replace("%3D", "=").replace("%2C", ",");
-            let query = query.replace("%2F", "/");
-            let selector =
-                query.split('&').find_map(|pair| pair.strip_prefix("labelSelector=")).unwrap_or("");
+            let query = parts.uri.query().unwrap_or_default();
             let of_kind = seen.objects.iter().filter(|(name, _)| name.starts_with(&key("")));
             let items: Vec<&Value> =
-                of_kind.map(|(_, object)| object).filter(|object| selects(selector, object)).collect();
+                of_kind.map(|(_, object)| object).filter(|object| selects(query, object)).collect();
             Json(json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items})).into_response()
         }
         (Method::GET, Some(name), None) => match seen.objects.get(&key(name)) {
@@ -141,13 +138,4 @@ fn stored(seen: &mut Seen, mut object: Value) -> Value {
     object["metadata"]["uid"] = json!(format!("uid-{}", seen.made));
     object["metadata"]["creationTimestamp"] = json!("2026-01-02T00:00:00Z");
     object
-}
-
-/// Terms of equality, and of being there.
-fn selects(selector: &str, object: &Value) -> bool {
-    let labels = &object["metadata"]["labels"];
-    selector.split(',').filter(|term| !term.is_empty()).all(|term| match term.split_once('=') {
-        Some((label, value)) => labels[label] == value,
-        None => !labels[term].is_null(),
-    })
 }

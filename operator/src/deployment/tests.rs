@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::fake::FakeApi;
 use super::reconcile;
 use crate::context::Context;
+use crate::error::ReconcileError;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -81,6 +82,22 @@ async fn an_answer_that_could_not_be_kept_is_not_forgotten() {
     api.seen().refuses = None;
     assert!(pass(&context).await);
     assert!(api.only("pods").is_none() && api.only("llamapools").is_some());
+}
+
+#[tokio::test]
+async fn a_pod_that_may_not_ask_is_told_of() {
+    let api = FakeApi::start(from_hub()).await;
+    let context = api.context();
+    api.seen().refuses = Some("pods");
+    let error = reconcile(&context, "n", "m", &[]).await.unwrap_err();
+    // In the status, and so not once more in an Event of its own.
+    assert!(matches!(error, ReconcileError::Told(_)), "{error}");
+    let quoted = ["False", "FailedCreate", "the API server refuses a pod: Forbidden"];
+    assert_eq!(condition(&api, "ModelAvailable"), quoted);
+    assert_eq!(condition(&api, "Ready"), quoted);
+    api.seen().refuses = None;
+    assert!(pass(&context).await);
+    assert_eq!(condition(&api, "Ready")[1], "Resolving");
 }
 
 #[tokio::test]

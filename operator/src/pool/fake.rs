@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::context::Context;
-use crate::fake_api::{self, refused, serve};
+use crate::fake_api::{self, refused, refused_with, serve};
 
 /// What there is, and what was done about it.
 #[derive(Debug)]
@@ -24,6 +24,10 @@ pub(super) struct Seen {
     pub(super) writes: Vec<String>,
     /// Pods that a quota still lets through.
     pub(super) quota: usize,
+    /// As which a pod beyond it is refused.
+    pub(super) refusal: (StatusCode, &'static str),
+    /// Reasons of the Events.
+    pub(super) events: Vec<String>,
     pub(super) takes_status: bool,
     template: Value,
     made: usize,
@@ -44,7 +48,9 @@ impl FakeApi {
         let target = json!([{"revision": "r", "replicas": 1}]);
         let pool = json!({
             "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaPool",
-            "metadata": {"name": "m-unified", "namespace": "n", "uid": "pool", "generation": 1},
+            "metadata": {"name": "m-unified", "namespace": "n", "uid": "pool", "generation": 1,
+                "ownerReferences": [{"apiVersion": "herd.dev/v1alpha1", "kind": "LlamaDeployment", "name": "m",
+                    "uid": "u", "controller": true}]},
             "spec": {"deploymentRef": {"name": "m"}, "role": "unified", "targets": target},
         });
         let template = GangTemplate {
@@ -58,6 +64,8 @@ impl FakeApi {
             nodes: None,
             writes: Vec::new(),
             quota: usize::MAX,
+            refusal: (StatusCode::FORBIDDEN, "exceeded quota: q"),
+            events: Vec::new(),
             takes_status: true,
             template: serde_json::to_value(template).unwrap(),
             made: 0,
@@ -70,10 +78,7 @@ impl FakeApi {
             .route("/api/v1/namespaces/n/pods/{name}", axum::routing::delete(delete))
             .route("/api/v1/nodes", get(nodes))
             .route("/apis/apps/v1/namespaces/n/controllerrevisions/{name}", get(revision))
-            .route(
-                "/apis/events.k8s.io/v1/namespaces/n/events",
-                post(|Json(event): Json<Value>| async { Json(event) }),
-            )
+            .route("/apis/events.k8s.io/v1/namespaces/n/events", post(event))
             .route("/apis/scheduling.k8s.io/v1beta1/namespaces/n/podgroups", post(create_group))
             .with_state(Arc::clone(&seen));
         let (address, server) = serve(router).await;
@@ -119,6 +124,11 @@ async fn write_status(State(seen): State<Shared>, body: String) -> Response {
     Json(seen.pool.clone()).into_response()
 }
 
+async fn event(State(seen): State<Shared>, Json(event): Json<Value>) -> Json<Value> {
+    lock(&seen).events.push(event["reason"].as_str().unwrap().to_owned());
+    Json(event)
+}
+
 async fn list(State(seen): State<Shared>) -> Json<Value> {
     Json(json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": lock(&seen).pods}))
 }
@@ -126,7 +136,8 @@ async fn list(State(seen): State<Shared>) -> Json<Value> {
 async fn create(State(seen): State<Shared>, Json(mut pod): Json<Value>) -> Response {
     let mut seen = lock(&seen);
     if seen.quota == 0 {
-        return refused(StatusCode::FORBIDDEN, "Forbidden");
+        let (code, message) = seen.refusal;
+        return refused_with(code, "Forbidden", message);
     }
     seen.quota -= 1;
     seen.made += 1;

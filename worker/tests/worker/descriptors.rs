@@ -43,7 +43,7 @@ async fn a_worker_without_descriptors_goes_on_and_takes_connections_again() {
     for _ in 0..100 {
         strangers.push(TcpStream::connect(&endpoint).await.unwrap());
     }
-    until("gRPC connection not accepted").await;
+    until("failed to accept a connection").await;
     soon(client.describe(DescribeRequest {})).await.unwrap();
     drop(strangers);
     let mut another = soon(WorkerClient::connect(format!("http://{endpoint}"))).await.unwrap();

@@ -9,6 +9,7 @@ mod pool;
 mod resolver;
 mod revision;
 mod services;
+mod tolerations;
 
 pub use pod::{PodInput, pods};
 pub use pod_group::pod_group;

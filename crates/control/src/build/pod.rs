@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{download, gpu, metadata};
+use super::{download, gpu, metadata, tolerations};
 use crate::GangSpec;
 use crate::revision::{GangTemplate, dtype_word, quantity_text};
 
@@ -23,6 +23,9 @@ pub(super) const MODEL_VOLUME: &str = "model";
 const USER: i64 = 65532;
 /// Between the end of a drain and SIGKILL.
 const AFTER_DRAIN_SECONDS: i64 = 5;
+/// Between SIGTERM and SIGKILL where the liveness probe has failed: a worker that answers nothing ends no requests either, and
+/// would hang for the whole grace period of its pod.
+const HUNG_GRACE_SECONDS: i64 = 10;
 
 /// What the pods of a gang are made from.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +82,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
         env: _,
         resources: _,
         node_selector,
-        tolerations,
+        tolerations: of_user,
         priority_class_name,
         termination_grace_period_seconds,
     } = &template.spec;
@@ -109,7 +112,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
                 .then(|| PodSchedulingGroup { pod_group_name: Some(names::pod_group(deployment, gang)) }),
             volumes: Some(vec![volume]),
             node_selector: (!node_selector.is_empty()).then(|| node_selector.clone()),
-            tolerations: (!tolerations.is_empty()).then(|| tolerations.clone()),
+            tolerations: Some(tolerations::with_lost_nodes(of_user)),
             priority_class_name: priority_class_name.clone(),
             termination_grace_period_seconds: Some(*termination_grace_period_seconds),
             security_context: Some(nobody()),
@@ -174,7 +177,10 @@ fn worker(input: PodInput<'_>, place: Place, mounts: Vec<VolumeMount>) -> Contai
         resources: resources(spec),
         volume_mounts: Some(mounts),
         // Alive while it loads, however long that takes.
-        liveness_probe: Some(probe("/healthz", 10, 6)),
+        liveness_probe: Some(Probe {
+            termination_grace_period_seconds: Some(HUNG_GRACE_SECONDS),
+            ..probe("/healthz", 10, 6)
+        }),
         readiness_probe: Some(probe("/readyz", 2, 3)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         security_context: Some(unprivileged()),

@@ -1,5 +1,6 @@
 //! What the pods of a pool say about its gangs.
 
+mod last_words;
 mod pod;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,6 +168,12 @@ fn worst_trouble(pods: &[Member], of_kind: impl Fn(TroubleKind) -> bool) -> Opti
 const MAX_MESSAGE: usize = 1024;
 
 impl Trouble {
+    /// Of a pod that the API server refused in these words.
+    pub fn not_created(said: &str) -> Self {
+        let message = format!("the API server refuses a pod: {said}");
+        Self::new(TroubleKind::Lost, reason::FAILED_CREATE.to_owned(), &message)
+    }
+
     /// With a message that is not too long.
     fn new(kind: TroubleKind, reason: String, message: &str) -> Self {
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE)];

@@ -3,11 +3,11 @@
 use herd_api::condition::reason;
 use herd_api::{GangPhase, labels};
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodCondition, PodStatus};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use serde::Deserialize;
 
-use super::{PodId, Trouble, TroubleKind};
+use super::{PodId, Trouble, TroubleKind, last_words};
 use crate::build::download;
 use crate::room::Need;
 
@@ -22,7 +22,8 @@ pub struct Member {
     pub phase: GangPhase,
     /// When it was made.
     pub created: Timestamp,
-    /// When it has to be gone, where it is deleted.
+    /// When it has to be gone, where it is deleted: at once where it was not Ready, and so has nothing to end. So it is with one
+    /// whose node is lost, of which its grace period says nothing.
     pub gone_by: Option<Timestamp>,
     /// Whether it takes up room on a node.
     pub has_node: bool,
@@ -67,7 +68,7 @@ pub(super) fn read(pod: &Pod) -> Option<Labelled> {
     let pods = pod.annotations().get(labels::PODS).and_then(|pods| pods.parse().ok()).unwrap_or(1);
     let status = pod.status.clone().unwrap_or_default();
     let has_node = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
-    let gone_by = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+    let gone_by = gone_by(pod, &status);
     let (phase, trouble) = phase(pod, &status, gone_by.is_some(), has_node);
     let member = Member {
         id: PodId { name: pod.name_any(), uid: pod.uid().unwrap_or_default() },
@@ -82,6 +83,16 @@ pub(super) fn read(pod: &Pod) -> Option<Labelled> {
         need: Need::of(pod),
     };
     Some(Labelled { gang, revision, pods, member })
+}
+
+fn gone_by(pod: &Pod, status: &PodStatus) -> Option<Timestamp> {
+    let end = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+    let deleted = end.saturating_sub(SignedDuration::from_secs(grace)).unwrap_or(end);
+    let ready = status.conditions.iter().flatten().find(|one| one.type_ == "Ready");
+    let unready_since =
+        ready.filter(|ready| ready.status != "True").and_then(|ready| ready.last_transition_time.as_ref());
+    Some(if unready_since.is_some_and(|since| since.0 < deleted) { deleted } else { end })
 }
 
 fn containers(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
@@ -178,15 +189,10 @@ fn crash(container: &ContainerStatus) -> Option<Trouble> {
     {
         return Some(Trouble::new(TroubleKind::Worker, reason, &message));
     }
-    let why = match (reason.as_deref(), signal) {
-        (Some("OOMKilled"), _) => "it needed more memory than its limit".to_owned(),
-        (_, Some(signal)) => format!("signal {signal}"),
-        _ => format!("exit code {exit_code}"),
-    };
-    let said = message.as_deref().map(str::trim).filter(|said| !said.is_empty());
-    let message = match said {
-        Some(said) => format!("the worker ended with {why}: {said}"),
-        None => format!("the worker ended with {why}"),
+    let ended = last_words::ended(reason.as_deref(), *exit_code, *signal);
+    let message = match message.as_deref().and_then(last_words::logged) {
+        Some(said) => format!("{ended}; it logged last: {said}"),
+        None => ended,
     };
     Some(Trouble::new(TroubleKind::Worker, reason::WORKER_FAILED.to_owned(), &message))
 }

@@ -18,8 +18,8 @@ const LONGEST: SignedDuration = SignedDuration::from_mins(5);
 /// A gang that is given up this long after the last one has nothing to do with it.
 const FORGET: SignedDuration = SignedDuration::from_mins(30);
 
-/// A gang that is given up at `now`, after those of before.
-pub(super) fn failure(
+/// A gang that is given up at `now`, or could not be made, after those of before.
+pub fn failure(
     before: Option<&GangFailure>,
     revision: &str,
     trouble: &Trouble,

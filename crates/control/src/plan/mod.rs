@@ -9,6 +9,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub use backoff::failure;
 pub use deployment::{DeploymentPlan, ObservedDeployment, PlannedPool, PlannedRevision, plan_deployment};
 pub use pin::{PlannedResolver, Unresolved};
 pub use pool::{Deletion, ObservedPool, PoolPlan, plan_pool};

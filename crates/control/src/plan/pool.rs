@@ -112,6 +112,13 @@ pub fn plan_pool(observed: ObservedPool<'_>, now: Timestamp) -> PoolPlan {
 
 impl PoolPlan {
     fn give_up(&mut self, gang: &Gang, trouble: &Trouble, now: Timestamp) {
+        // What it lacks was refused: that it lacks it says less.
+        let is_said = self.last_failure.as_ref().is_some_and(|failure| {
+            failure.revision == gang.revision && failure.reason == reason::FAILED_CREATE
+        });
+        if is_said && trouble.reason == reason::GANG_INCOMPLETE {
+            return;
+        }
         self.last_failure = Some(failure(self.last_failure.as_ref(), &gang.revision, trouble, now));
     }
 

@@ -7,9 +7,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::backoff::retry_at;
+use super::backoff::{failure, retry_at};
 use super::{ObservedPool, PoolPlan, plan_pool};
-use crate::gang::gangs;
+use crate::gang::{Trouble, gangs};
 
 /// Where a pod stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,6 +219,21 @@ fn of_several_halves_the_youngest_gives_up_and_the_next_a_minute_later() {
     let failure = both.last_failure.unwrap();
     assert!(going(&plan(&first, 2, Some(&failure), 259)).is_empty());
     assert_eq!(going(&plan(&first, 2, Some(&failure), 260)), ["g1-0", "g1-1"]);
+}
+
+/// It lacks pods since the API server refused them, which is said already.
+#[test]
+fn a_gang_of_which_a_pod_was_refused_is_removed_and_stays_refused() {
+    let refused = GangFailure { message: "quota".to_owned(), ..given_up(0, 90, reason::FAILED_CREATE) };
+    let lacks = gang(1, "b", &[At::Starting; 2], 90);
+    let removed = plan(&lacks[..1], 1, Some(&refused), 100);
+    assert_eq!(going(&removed), ["g1-0"]);
+    assert_eq!(removed.last_failure.as_ref(), Some(&refused));
+    assert!(removed.create.is_empty() && removed.again_in.is_some());
+    let evicted = plan(&gang(1, "b", &[At::Lost], 90), 1, Some(&refused), 100);
+    assert_eq!(evicted.last_failure.unwrap().reason, "Evicted");
+    let again = failure(Some(&refused), "b", &Trouble::not_created("no"), second_to_time(200));
+    assert_eq!((&again.since, again.message.as_str()), (&refused.since, "the API server refuses a pod: no"));
 }
 
 fn given_up(since: i64, time: i64, reason: &str) -> GangFailure {

@@ -5,6 +5,7 @@ use herd_api::{GangFailure, GangPhase, GangStatus, LlamaPool, LlamaPoolSpec, Lla
 use k8s_openapi::jiff::Timestamp;
 
 use super::gangs as count_of;
+use crate::Refusal;
 use crate::gang::{Gang, Trouble, TroubleKind};
 
 /// Gangs listed in a status.
@@ -17,6 +18,8 @@ pub struct PoolView<'a> {
     pub pool: &'a LlamaPool,
     /// Its gangs now.
     pub gangs: &'a [Gang],
+    /// Why nothing is done for it, where nothing is.
+    pub refusal: Option<&'a Refusal>,
     /// The last gang that was given up, see the plan.
     pub last_failure: Option<&'a GangFailure>,
     /// For transition times.
@@ -25,7 +28,7 @@ pub struct PoolView<'a> {
 
 /// The status of a pool.
 pub fn pool_status(view: PoolView<'_>) -> LlamaPoolStatus {
-    let PoolView { pool, gangs, last_failure, now } = view;
+    let PoolView { pool, gangs, refusal, last_failure, now } = view;
     let LlamaPoolSpec { deployment_ref, role, replicas, min_replicas, max_replicas, targets } = &pool.spec;
     let desired: i32 = targets.iter().map(|target| target.replicas).sum();
     let of_phase = |phase: GangPhase| gangs.iter().filter(|gang| gang.phase == phase).count() as i32;
@@ -35,10 +38,12 @@ pub fn pool_status(view: PoolView<'_>) -> LlamaPoolStatus {
     let ready_targets = gangs.iter().filter(|gang| gang.phase == GangPhase::Ready).filter(is_target).count();
     let last_failure = last_failure.filter(|_| (ready_targets as i32) < desired);
     // While nothing runs in its place it is what there is to say.
-    let live = gangs.iter().filter(is_target).filter(|gang| gang.phase != GangPhase::Draining).count();
+    let is_live = |gang: &&Gang| !matches!(gang.phase, GangPhase::Draining | GangPhase::Failed);
+    let live = gangs.iter().filter(is_target).filter(is_live).count();
     let given_up = last_failure.filter(|_| (live as i32) < desired).map(trouble);
-    let worst =
-        gangs.iter().filter_map(|gang| gang.trouble.as_ref()).chain(&given_up).min_by_key(|one| one.kind);
+    let troubles = given_up.iter().chain(gangs.iter().filter_map(|gang| gang.trouble.as_ref()));
+    let refused = refusal.map(refused);
+    let worst = refused.as_ref().or(troubles.min_by_key(|one| one.kind));
     let states = [
         is_ready(desired, ready, worst),
         scheduled(gangs, given_up.as_ref()),
@@ -68,6 +73,10 @@ fn listed(gang: &Gang) -> GangStatus {
         restarts: *restarts,
         message: trouble.as_ref().map(|trouble| trouble.message.clone()),
     }
+}
+
+fn refused(Refusal { type_: _, reason, message }: &Refusal) -> Trouble {
+    Trouble { kind: TroubleKind::Lost, reason: (*reason).to_owned(), message: message.clone() }
 }
 
 fn trouble(failure: &GangFailure) -> Trouble {

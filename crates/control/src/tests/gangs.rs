@@ -184,6 +184,27 @@ fn a_gang_that_lacks_a_pod_is_not_ready() {
     assert_eq!(only(&all[1..]).phase, GangPhase::Draining);
 }
 
+/// Kubernetes says of the pods of a node that it lost that they are not Ready, and some time later deletes them. None of them ends:
+/// nobody is there to say so.
+#[test]
+fn what_a_lost_leader_leaves_behind_is_not_held_for_its_grace_period() {
+    let gone_by = |status: &str, since: &str| {
+        let condition = json!({"type": "Ready", "status": status, "lastTransitionTime": since});
+        let mut pods = said([json!({"podIP": "1", "conditions": [condition]}), ready("2"), ready("3")]);
+        pods[0].metadata.deletion_timestamp = Some(Time("2026-01-02T01:10:00Z".parse().unwrap()));
+        pods[0].metadata.deletion_grace_period_seconds = Some(600);
+        let gang = only(&pods);
+        assert_eq!(gang.phase, GangPhase::Draining);
+        gang.leader().unwrap().gone_by.unwrap().to_string()
+    };
+    let (deleted, end) = ("2026-01-02T01:00:00Z", "2026-01-02T01:10:00Z");
+    assert_eq!(gone_by("False", "2026-01-02T00:59:30Z"), deleted);
+    // It drains.
+    assert_eq!(gone_by("True", "2026-01-02T00:30:00Z"), end);
+    assert_eq!(gone_by("False", deleted), end);
+    assert_eq!(gone_by("False", "2026-01-02T01:00:05Z"), end);
+}
+
 fn pool_status(gangs: &[Gang], last_failure: Option<&GangFailure>, replicas: i32) -> LlamaPoolStatus {
     let pool = json!({
         "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaPool", "metadata": {"name": "m-unified", "generation": 1},
@@ -191,7 +212,8 @@ fn pool_status(gangs: &[Gang], last_failure: Option<&GangFailure>, replicas: i32
             "targets": [{"revision": "r", "replicas": replicas}]},
     });
     let pool: LlamaPool = serde_json::from_value(pool).unwrap();
-    status::pool_status(status::PoolView { pool: &pool, gangs, last_failure, now: Timestamp::UNIX_EPOCH })
+    let now = Timestamp::UNIX_EPOCH;
+    status::pool_status(status::PoolView { pool: &pool, gangs, refusal: None, last_failure, now })
 }
 
 fn told<'a>(status: &'a LlamaPoolStatus, type_: &str) -> [&'a str; 3] {
@@ -218,6 +240,14 @@ fn a_gang_that_was_given_up_is_told_of_until_the_next_one_is_made() {
         told(&pool_status(&[], Some(&lost), 1), condition::DEGRADED),
         ["True", "GangIncomplete", "why"]
     );
+    // A gang that lacks the pod that was refused does not hide why.
+    let refused = failure(reason::FAILED_CREATE);
+    let lacks = only(&said([json!({"podIP": "1"}), json!({"podIP": "2"}), json!({"podIP": "3"})])[..2]);
+    for gangs in [&[][..], &[lacks]] {
+        let status = pool_status(gangs, Some(&refused), 1);
+        assert_eq!(told(&status, condition::READY), ["False", "FailedCreate", "why"]);
+        assert_eq!(told(&status, condition::DEGRADED), ["True", "FailedCreate", "why"]);
+    }
     // The next one has words of its own; what was is kept for as long as it may be given up as well.
     let starts = only(&said([json!({"podIP": "1"}), json!({"podIP": "2"}), json!({"podIP": "3"})]));
     let next = pool_status(&[starts], Some(&lost), 1);

@@ -40,7 +40,9 @@ fn a_rank_has_a_gpu_unless_it_is_told_otherwise() {
     assert_eq!(empty_dir.medium.as_deref(), Some("Memory"));
     assert_eq!(empty_dir.size_limit, Some(Quantity("3Gi".to_owned())));
     assert!(container.volume_mounts.iter().flatten().any(|mount| mount.mount_path == "/dev/shm"));
-    let tolerated = spec.tolerations.iter().flatten().map(|toleration| toleration.key.as_deref());
+    let tolerated = spec.tolerations.iter().flatten();
+    let tolerated = tolerated.filter(|one| one.effect.as_deref() == Some("NoSchedule"));
+    let tolerated = tolerated.map(|toleration| toleration.key.as_deref());
     assert_eq!(tolerated.collect::<Vec<_>>(), [Some("nvidia.com/gpu")]);
     assert_eq!((spec.runtime_class_name, spec.resource_claims), (None, None));
 }

@@ -49,6 +49,19 @@ fn what_cannot_be_served_is_refused_with_its_reason() {
     assert_eq!(reason("/model/secretRef", json!({"name": "s"})), reason::SECRET_NOT_NEEDED);
     assert_eq!(reason("/model/source", json!("pvc://c/../x")), reason::SOURCE_INVALID);
     let both = json!({"resourceName": "x.io/gpu", "claimTemplateName": "c"});
+    for hidden in ["a\n", "a b", "\u{200b}", "a\u{202e}b", "\u{1b}[2J", ""] {
+        assert_eq!(
+            reason("/model/servedNames", json!(["a", hidden])),
+            reason::SERVED_NAME_INVALID,
+            "{hidden:?}"
+        );
+        assert_eq!(
+            reason("/model/source", json!(format!("oci://r/{hidden} m"))),
+            reason::SOURCE_INVALID,
+            "{hidden:?}"
+        );
+    }
+    assert!(checked(|spec| spec["model"]["servedNames"] = json!(["org/Model-1.5:fp8", "模型"])).is_ok());
     assert_eq!(reason("/accelerator", both), reason::ACCELERATOR_INVALID);
     let of_a_gpu = json!({"kind": "CPU", "runtimeClassName": "nvidia"});
     assert_eq!(reason("/accelerator", of_a_gpu), reason::ACCELERATOR_INVALID);
@@ -169,8 +182,8 @@ fn seen(pod_status: Value) -> (Vec<gang::Gang>, herd_api::LlamaPoolStatus) {
         "spec": {"deploymentRef": {"name": "m"}, "role": "unified", "targets": [{"revision": "r", "replicas": 1}]},
     });
     let pool: LlamaPool = serde_json::from_value(pool).unwrap();
-    let view =
-        status::PoolView { pool: &pool, gangs: &gangs, last_failure: None, now: Timestamp::UNIX_EPOCH };
+    let now = Timestamp::UNIX_EPOCH;
+    let view = status::PoolView { pool: &pool, gangs: &gangs, refusal: None, last_failure: None, now };
     let status = status::pool_status(view);
     (gangs, status)
 }
@@ -201,6 +214,11 @@ fn a_worker_is_quoted_also_while_it_is_started_anew() {
     let [_, reason, message] = told(container(&killed, &json!({})), "Degraded");
     assert_eq!(reason, reason::WORKER_FAILED);
     assert!(message.contains("more memory than its limit"), "{message}");
+    let line = json!({"timestamp": "2026-01-02T03:04:05Z", "level": "INFO", "fields": {"message": "loads 3 of 7 files"},
+        "target": "herd_worker"});
+    let killed = json!({"terminated": {"exitCode": 137, "reason": "Error", "message": format!("{line}\n")}});
+    let [_, _, message] = told(container(&json!({"running": {}}), &killed), "Degraded");
+    assert_eq!(message, "the worker was killed by signal 9 (SIGKILL); it logged last: loads 3 of 7 files");
 }
 
 #[test]

@@ -22,7 +22,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// Bytes that every HTTP/2 client begins with. From then on pings tell whether it is there.
 const PREFACE_BYTES: usize = 24;
 
-pub(crate) struct Bounded {
+/// A listener that holds at most so many connections.
+#[derive(Debug)]
+pub struct Bounded {
     listener: TcpListener,
     /// For a client to say that it speaks HTTP/2; `None`: it does not have to.
     preface_timeout: Option<Duration>,
@@ -33,7 +35,8 @@ pub(crate) struct Bounded {
 }
 
 /// A connection and its slot. Once cut, it fails.
-pub(crate) struct Connection {
+#[derive(Debug)]
+pub struct Connection {
     stream: TcpStream,
     preface: Option<Preface>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -41,6 +44,7 @@ pub(crate) struct Connection {
 }
 
 /// What is yet to come of a client's first bytes, and until when.
+#[derive(Debug)]
 struct Preface {
     bytes: usize,
     deadline: Pin<Box<Sleep>>,
@@ -52,17 +56,19 @@ fn pause(failures: u32) -> Duration {
 }
 
 impl Bounded {
-    pub(crate) fn new(listener: TcpListener, limit: usize, cut: CancellationToken) -> Self {
+    /// Holds at most `limit` connections, all of which fail once `cut` is cancelled.
+    pub fn new(listener: TcpListener, limit: usize, cut: CancellationToken) -> Self {
         Self { listener, preface_timeout: None, slots: Arc::new(Semaphore::new(limit)), cut, failures: 0 }
     }
 
     /// Of HTTP/2 connections, whose server waits for the first bytes for ever.
-    pub(crate) fn with_preface_within(self, timeout: Duration) -> Self {
+    #[must_use]
+    pub fn with_preface_within(self, timeout: Duration) -> Self {
         Self { preface_timeout: Some(timeout), ..self }
     }
 
     /// The next connection. Nothing is lost if it is not awaited to the end.
-    pub(crate) async fn next(&mut self) -> Connection {
+    pub async fn next(&mut self) -> Connection {
         let slot = Arc::clone(&self.slots).acquire_owned().await.ok();
         loop {
             match self.listener.accept().await {
@@ -86,7 +92,8 @@ impl Bounded {
         }
     }
 
-    pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
+    /// The connections, as `tonic` takes them.
+    pub fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
         futures::stream::unfold(self, |mut this| async move {
             let connection = this.next().await;
             Some((Ok(connection), this))
@@ -95,17 +102,18 @@ impl Bounded {
 }
 
 /// Sees a connection's peer close it, also while nobody reads what came before: its own view of the socket.
-pub(crate) struct PeerWatch(TcpStream);
+#[derive(Debug)]
+pub struct PeerWatch(TcpStream);
 
 impl PeerWatch {
     /// Fails if no descriptor is left.
-    pub(crate) fn new(connection: &Connection) -> io::Result<Self> {
+    pub fn new(connection: &Connection) -> io::Result<Self> {
         let socket = connection.stream.as_fd().try_clone_to_owned()?;
         TcpStream::from_std(std::net::TcpStream::from(socket)).map(Self)
     }
 
     /// Waits until the peer sends nothing any more, or the connection is lost.
-    pub(crate) async fn closed(&self) {
+    pub async fn closed(&self) {
         // Readiness rises anew with everything that arrives; what there is to read is not ours.
         while let Ok(ready) = self.0.ready(Interest::READABLE).await {
             if ready.is_read_closed() {
@@ -195,7 +203,58 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::timeout;
+
     use super::*;
+
+    /// Longer than any test takes on a busy machine.
+    const PATIENCE: Duration = Duration::from_mins(1);
+
+    async fn bounded(limit: usize) -> (Bounded, std::net::SocketAddr, CancellationToken) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, cut) = (listener.local_addr().unwrap(), CancellationToken::new());
+        (Bounded::new(listener, limit, cut.clone()), address, cut)
+    }
+
+    #[tokio::test]
+    async fn one_connection_more_waits_for_a_slot() {
+        let (mut bounded, address, _cut) = bounded(1).await;
+        let (_first, _second) =
+            (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+        let first = timeout(PATIENCE, bounded.next()).await.unwrap();
+        assert!(futures::FutureExt::now_or_never(bounded.next()).is_none());
+        drop(first);
+        timeout(PATIENCE, bounded.next()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_does_not_say_in_time_that_it_speaks_http2_is_left() {
+        let (bounded, address, _cut) = bounded(8).await;
+        let mut bounded = bounded.with_preface_within(Duration::from_millis(20));
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"PRI * HTTP/2.0").await.unwrap();
+        let mut connection = timeout(PATIENCE, bounded.next()).await.unwrap();
+        let mut bytes = Vec::new();
+        let ended = timeout(PATIENCE, connection.read_to_end(&mut bytes)).await.unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        // Once it has said so it may be silent.
+        let mut whole = TcpStream::connect(address).await.unwrap();
+        whole.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let mut connection = timeout(PATIENCE, bounded.next()).await.unwrap();
+        connection.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+        assert!(connection.preface.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_every_connection() {
+        let (mut bounded, address, cut) = bounded(8).await;
+        let _silent = TcpStream::connect(address).await.unwrap();
+        let mut connection = timeout(PATIENCE, bounded.next()).await.unwrap();
+        cut.cancel();
+        let ended = timeout(PATIENCE, connection.read_u8()).await.unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
 
     #[test]
     fn failures_to_accept_are_tried_again_more_and_more_slowly() {

@@ -22,7 +22,7 @@ const TERMINATION_GRACE_PERIOD_SECONDS: i64 = 600;
 const TIME_TO_FIRST_TOKEN: Duration = Duration::from_secs(10);
 
 /// What the operator sets in a worker's pod from other fields; a value of the user's would contradict them.
-const RESERVED_ENV: [&str; 25] = [
+const RESERVED_ENV: [&str; 26] = [
     "HERD_ADVERTISE",
     "HERD_CACHE_DIR",
     "HERD_CACHE_FOLDER",
@@ -47,6 +47,7 @@ const RESERVED_ENV: [&str; 25] = [
     "HERD_RANK_BIND",
     "HERD_REVISION",
     "HERD_ROLE",
+    "HERD_STAGE",
     "HERD_TENSOR",
 ];
 

@@ -5,12 +5,16 @@ use std::ops::Range;
 
 use serde::Deserialize;
 
+use crate::shard::stage_layers;
+
 /// Says what the model is.
 pub const CONFIG_FILE: &str = "config.json";
 /// The single weight file of a small checkpoint.
 pub const SINGLE_FILE: &str = "model.safetensors";
 /// Says which file holds which tensor of a large one.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
+/// Weight files from this size on are known by their headers, to the model digest and to ranks that need none of their weights.
+pub const LARGE_FILE_BYTES: u64 = 16 << 20;
 /// Beside the weights, what a model is made of: part of its digest where present.
 pub const SIDE_FILES: [&str; 6] = [
     "chat_template.jinja",
@@ -31,11 +35,10 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// One of `stages`, counted from 0. The first ones have a layer more where they do not divide evenly.
+    /// One of `stages`, counted from 0.
     pub fn new(stage: usize, stages: usize, layers: usize) -> Option<Self> {
-        let start = |stage: usize| stage * (layers / stages) + stage.min(layers % stages);
         (stage < stages && stages <= layers)
-            .then(|| Self { layers: start(stage)..start(stage + 1), of: layers })
+            .then(|| Self { layers: stage_layers(layers, stage, stages), of: layers })
     }
 
     /// Whether it computes with this tensor. One that no rule knows is held by all.

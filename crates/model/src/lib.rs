@@ -20,7 +20,8 @@ pub use config::{ConfigError, ModelConfig};
 pub use digest::{FileDigest, kv_fingerprint, model_digest};
 pub use dtype::{Dtype, UnknownDtype};
 pub use files::{
-    CONFIG_FILE, FilesError, INDEX_FILE, SIDE_FILES, SINGLE_FILE, Stage, is_weights, needed_files,
+    CONFIG_FILE, FilesError, INDEX_FILE, LARGE_FILE_BYTES, SIDE_FILES, SINGLE_FILE, Stage, is_weights,
+    needed_files,
 };
 pub use linear::Linear;
 pub use quantization::FbgemmFp8;

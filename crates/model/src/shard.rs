@@ -114,7 +114,7 @@ impl ShardPlan {
                     rank,
                     stage,
                     tensor_rank,
-                    layers: part(layers, 1, stage, pipeline),
+                    layers: stage_layers(layers, stage, pipeline),
                     query_heads: part(heads, 1, tensor_rank, tensor),
                     kv_heads: first_kv..kv_end,
                     ffn: part(intermediate_size, grain(intermediate_size), tensor_rank, tensor),
@@ -154,6 +154,11 @@ impl ShardPlan {
     pub fn kv_replicas(&self) -> usize {
         (self.tensor() / self.kv_heads).max(1)
     }
+}
+
+/// The layers of one of `stages`, counted from 0.
+pub(crate) fn stage_layers(layers: usize, stage: usize, stages: usize) -> Range<usize> {
+    part(layers, 1, stage, stages)
 }
 
 fn splits(config: &ModelConfig, tensor: usize) -> bool {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::checksum::{Hasher, listed};
 use super::error::FetchError;
+use super::outline;
 use super::progress::Progress;
 use super::remote::{Content, Opened, Remote, RemoteFile};
 use super::retry::{Retry, random};
@@ -31,7 +32,7 @@ pub(super) struct Download<'a> {
 }
 
 /// How a try ended that did not end well.
-enum Failed {
+pub(super) enum Failed {
     /// The connection did: what came is kept.
     Cut(String),
     /// It is not what it should be.
@@ -54,9 +55,9 @@ pub(super) fn already_there(folder: &Path, file: &RemoteFile) -> u64 {
     if part > file.size { 0 } else { part }
 }
 
-/// Whole: nothing else has its name.
+/// Whole: nothing else has its name but an outline, which says so.
 pub(super) fn is_there(folder: &Path, file: &RemoteFile) -> bool {
-    fs::metadata(folder.join(&file.name)).is_ok_and(|there| there.len() == file.size)
+    outline::is_there(folder, file) && !outline::mark(folder, file).exists()
 }
 
 fn part_of(folder: &Path, file: &RemoteFile) -> PathBuf {
@@ -132,7 +133,7 @@ impl Download<'_> {
         }
         let whole = self.folder.join(&file.name);
         fs::rename(part, &whole).map_err(FetchError::io("rename to", &whole))?;
-        Ok(())
+        Ok(outline::unmark(self.folder, file)?)
     }
 
     /// Bytes that are there then, why no more came, and the checksum of all.
@@ -184,7 +185,7 @@ impl Download<'_> {
         }
     }
 
-    fn wrong_size(&self, file: &RemoteFile, problem: &str) -> FetchError {
+    pub(super) fn wrong_size(&self, file: &RemoteFile, problem: &str) -> FetchError {
         let problem = format!("{} is listed with {} bytes and {problem}", file.name, file.size);
         FetchError::BadAnswer { what: self.remote.what().to_owned(), problem }
     }

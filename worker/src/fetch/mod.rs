@@ -13,17 +13,18 @@ mod hub;
 mod lease;
 mod locks;
 mod object_http;
+mod outline;
 mod progress;
 mod remote;
 mod retry;
 mod space;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _};
-use herd_model::{FilesError, INDEX_FILE, SINGLE_FILE, Stage, is_weights, needed_files};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use herd_model::{FilesError, INDEX_FILE, LARGE_FILE_BYTES, SINGLE_FILE, Stage, is_weights, needed_files};
 use serde::{Deserialize, Serialize};
 
 pub use bucket::BucketOptions;
@@ -132,13 +133,32 @@ struct Fetch<'a> {
     retry: Retry,
 }
 
+/// The files of a model, as some ranks need them.
+#[derive(Default)]
+struct Needed<'a> {
+    whole: Vec<&'a RemoteFile>,
+    /// Large ones of which they need no weight.
+    outline: Vec<&'a RemoteFile>,
+}
+
+impl Needed<'_> {
+    fn bytes(&self) -> u64 {
+        self.whole.iter().map(|file| file.size).sum()
+    }
+
+    fn are_there(&self, model: &Path) -> bool {
+        let Self { whole, outline } = self;
+        whole.iter().all(|file| is_there(model, file))
+            && outline.iter().all(|file| outline::is_there(model, file))
+    }
+}
+
 impl Fetch<'_> {
     /// Bytes of the files that are needed, where all of them are there: then nobody is asked.
     fn is_there(&self) -> Option<u64> {
         let listed: Vec<RemoteFile> = serde_json::from_slice(&self.snapshot.manifest()?).ok()?;
         let needed = self.needed(&listed).ok()?;
-        let model = self.snapshot.model();
-        needed.iter().all(|file| is_there(&model, file)).then(|| needed.iter().map(|file| file.size).sum())
+        needed.are_there(&self.snapshot.model()).then(|| needed.bytes())
     }
 
     async fn run(&self) -> Result<Fetched, FetchError> {
@@ -154,22 +174,21 @@ impl Fetch<'_> {
         };
         // Which weights are needed stands in one of them.
         let side: Vec<&RemoteFile> = listed.iter().filter(|file| is_side(&file.name)).collect();
-        let first = self.download(&side).await?;
+        let first = self.download(&Needed { whole: side, ..Needed::default() }).await?;
         let needed = self.needed(&listed)?;
         let rest = self.download(&needed).await?;
-        let bytes = needed.iter().map(|file| file.size).sum();
-        Ok(Fetched { bytes, downloaded: first + rest })
+        Ok(Fetched { bytes: needed.bytes(), downloaded: first + rest })
     }
 
-    /// Bytes that came.
-    async fn download(&self, files: &[&RemoteFile]) -> Result<u64, FetchError> {
+    /// Bytes of whole files that came.
+    async fn download(&self, files: &Needed<'_>) -> Result<u64, FetchError> {
         let (what, model) = (self.remote.what(), self.snapshot.model());
-        let total: u64 = files.iter().map(|file| file.size).sum();
-        let there: u64 = files.iter().map(|file| already_there(&model, file)).sum();
-        let needed = total - there;
-        if needed == 0 && files.iter().all(|file| is_there(&model, file)) {
+        if files.are_there(&model) {
             return Ok(0);
         }
+        let (total, Needed { whole: files, outline }) = (files.bytes(), files);
+        let there: u64 = files.iter().map(|file| already_there(&model, file)).sum();
+        let needed = total - there;
         self.cache.make_room(self.snapshot, Wanted { what, needed, total }).await?;
         tracing::info!(
             "{what}: {} files, {}, of which {} are missing",
@@ -180,23 +199,26 @@ impl Fetch<'_> {
         let progress = Progress::new(total, there);
         let (remote, pin, folder) = (self.remote, self.pin, model.as_path());
         let download = Download { remote, pin, folder, progress: &progress, retry: self.retry };
-        let all = futures::stream::iter(files)
-            .map(|file| download.file(file))
-            .buffer_unordered(FILES_AT_ONCE)
-            .try_collect::<()>();
+        let whole = files.iter().map(|file| download.file(file).boxed());
+        let outlines = outline.iter().map(|file| download.outline(file).boxed());
+        let all =
+            futures::stream::iter(whole.chain(outlines)).buffer_unordered(FILES_AT_ONCE).try_collect::<()>();
         progress.told(what, all).await?;
         Ok(needed)
     }
 
-    fn needed<'a>(&self, listed: &'a [RemoteFile]) -> Result<Vec<&'a RemoteFile>, FetchError> {
+    fn needed<'a>(&self, listed: &'a [RemoteFile]) -> Result<Needed<'a>, FetchError> {
         let wrong = |problem| FetchError::Files { what: self.remote.what().to_owned(), problem };
         let names = names(listed);
         let has_index = names.contains(INDEX_FILE) && !names.contains(SINGLE_FILE);
         let index = has_index.then(|| self.read(INDEX_FILE)).transpose()?;
         let stage = self.stage.filter(|(_, stages)| *stages > 1);
         let stage = stage.map(|(stage, stages)| self.layers_of(stage, stages)).transpose()?;
+        let all = needed_files(&names, index.as_deref(), None).map_err(wrong)?;
         let needed = needed_files(&names, index.as_deref(), stage.as_ref()).map_err(wrong)?;
-        Ok(listed.iter().filter(|file| needed.contains(&file.name)).collect())
+        let is_whole = |file: &&RemoteFile| needed.contains(&file.name) || file.size < LARGE_FILE_BYTES;
+        let (whole, outline) = listed.iter().filter(|file| all.contains(&file.name)).partition(is_whole);
+        Ok(Needed { whole, outline })
     }
 
     fn layers_of(&self, stage: usize, stages: usize) -> Result<Stage, FetchError> {

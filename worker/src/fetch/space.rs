@@ -1,5 +1,6 @@
 //! Room on the disk.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::{fs, io};
 
@@ -9,7 +10,7 @@ pub(super) fn free(folder: &Path) -> io::Result<u64> {
     Ok(room.f_bavail.saturating_mul(room.f_frsize))
 }
 
-/// Bytes of the files of a folder, which has no folders; 0 where it is not there.
+/// Bytes of the files of a folder, which has no folders, without their holes; 0 where it is not there.
 pub(super) fn used(folder: &Path) -> io::Result<u64> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -19,7 +20,7 @@ pub(super) fn used(folder: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in entries {
         // One that goes in between has no size.
-        bytes += entry?.metadata().map_or(0, |file| file.len());
+        bytes += entry?.metadata().map_or(0, |file| file.len().min(file.blocks() * 512));
     }
     Ok(bytes)
 }

@@ -1,12 +1,19 @@
 //! `hf://`.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use herd_engine::Checkpoint;
+use herd_engine::{Checkpoint, CpuRanks, LoadOptions};
+use herd_model::Dtype::Bf16;
+use herd_model::{INDEX_FILE, LARGE_FILE_BYTES, Parallelism};
 use herd_worker::fetch::{FetchError, Secret, fetch, resolve};
 
-use crate::hub::{Fault, Hub, REPOSITORY, State};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::json;
+
+use crate::hub::{Fault, Hub, HubFile, REPOSITORY, State};
 use crate::model::{
     COMMIT, FIRST, LATER, Node, SECOND, WEIGHT_BYTES, files, from_hub, hub_file, is_whole, pin, state,
 };
@@ -54,21 +61,67 @@ async fn the_digest_is_that_of_the_same_files_elsewhere() {
     assert_eq!(digest(&node.model(&source, &pin)), digest(&fixture));
 }
 
+/// A real checkpoint of four layers over two files, each large enough to be known by its header.
+fn in_two_large_files() -> BTreeMap<String, HubFile> {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31/tiny-llama31-bf16");
+    let bytes = fs::read(fixture.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let is_first =
+        |name: &str| ["embed_tokens", "layers.0.", "layers.1."].iter().any(|part| name.contains(part));
+    let padding = vec![0; LARGE_FILE_BYTES as usize];
+    let padding = TensorView::new(Dtype::U8, vec![padding.len()], &padding).unwrap();
+    let mut weight_map = BTreeMap::new();
+    let mut files = BTreeMap::new();
+    for (file, wanted) in [(FIRST, true), (SECOND, false)] {
+        let own = tensors.tensors().into_iter().filter(|(name, _)| is_first(name) == wanted);
+        let own: Vec<_> = own.chain([(format!("padding of {file}"), padding.clone())]).collect();
+        weight_map.extend(own[..own.len() - 1].iter().map(|(name, _)| (name.clone(), file)));
+        files.insert(file.to_owned(), hub_file(file, safetensors::serialize(own, None).unwrap()));
+    }
+    let index = json!({"weight_map": weight_map}).to_string().into_bytes();
+    files.insert(INDEX_FILE.to_owned(), hub_file(INDEX_FILE, index));
+    for name in ["config.json", "tokenizer.json"] {
+        files.insert(name.to_owned(), hub_file(name, fs::read(fixture.join(name)).unwrap()));
+    }
+    files
+}
+
 #[tokio::test]
-async fn a_stage_gets_the_files_of_its_layers() {
-    let hub = Hub::start(state()).await;
+async fn a_stage_opens_with_outlines_of_what_it_does_not_need() {
+    let mut state = state();
+    state.commits.insert(COMMIT.to_owned(), in_two_large_files());
+    let hub = Hub::start(state).await;
     let (node, source) = (Node::new(), from_hub(&hub, None));
     let pin = pin(&source).await;
+    let digest = |folder: &Path| Checkpoint::open(folder).unwrap().digest().unwrap();
     let mut options = node.options(source.clone(), &pin);
-    options.stage = Some((1, 2));
-    fetch(options.clone()).await.unwrap();
-    // The embedding is in the first file, and the output head may be it.
-    assert!(node.model(&source, &pin).join(SECOND).exists());
+    let model = node.model(&source, &pin);
+    let whole = Node::new();
+    whole.fetch(source.clone(), &pin).await.unwrap();
+    let whole = whole.model(&source, &pin);
+
     options.stage = Some((0, 2));
-    options.folder = "hf/first".to_owned();
-    fetch(options).await.unwrap();
-    let first = node.root().join("hf/first/model");
-    assert!(first.join(FIRST).exists() && !first.join(SECOND).exists());
+    let fetched = fetch(options.clone()).await.unwrap();
+    assert!(fetched.bytes < 3 << 23, "{} bytes are one of the files and a half", fetched.bytes);
+    assert_eq!(digest(&model), digest(&whole));
+    let second = fs::metadata(model.join(SECOND)).unwrap();
+    assert_eq!(second.len(), fs::metadata(whole.join(SECOND)).unwrap().len());
+    assert!(second.blocks() * 512 < 1 << 20, "{} blocks", second.blocks());
+    let load = |rank| {
+        let parallelism = Parallelism { tensor: 1, pipeline: 2 };
+        let options = LoadOptions { parallelism, dtype: Bf16, kv_blocks: 1, threads: 1 };
+        CpuRanks::load(&model, &options, rank..rank + 1)
+    };
+    load(0).unwrap();
+    // Asked for again, nothing comes, and whoever needs all of it gets it.
+    assert_eq!(fetch(options.clone()).await.unwrap().downloaded, 0);
+    options.stage = Some((1, 2));
+    assert!(fetch(options.clone()).await.unwrap().downloaded > LARGE_FILE_BYTES);
+    load(1).unwrap();
+    for name in [FIRST, SECOND] {
+        assert!(fs::read(model.join(name)).unwrap() == fs::read(whole.join(name)).unwrap(), "{name}");
+    }
+    assert!(!model.join(format!("{SECOND}.outline")).exists());
 }
 
 #[tokio::test]

@@ -83,6 +83,7 @@ pub(super) fn add(
     spec: &GangSpec,
     image: &str,
     download: &Download,
+    first_rank: usize,
 ) -> Result<(), SourceError> {
     let Download { pin, cache: ModelCache { path: _, size } } = download;
     let source: ModelSource = spec.source.parse()?;
@@ -93,6 +94,11 @@ pub(super) fn add(
         value("HERD_CACHE_FOLDER", &folder(&source, pin)?),
         value("HERD_CACHE_SIZE", size),
     ]);
+    if let Some(stages) = spec.pipeline {
+        // Of large files it gets those with weights of its stage.
+        env.push(value("HERD_PIPELINE", &stages.to_string()));
+        env.push(value("HERD_STAGE", &(first_rank / spec.tensor.max(1)).to_string()));
+    }
     let container = Container {
         args: Some(vec!["fetch".to_owned()]),
         // What the pod asks for anyway: the worker starts when this has ended.

@@ -124,7 +124,7 @@ fn pod(input: PodInput<'_>, place: Place) -> Result<Pod, SourceError> {
         status: None,
     };
     if let Some(download) = &template.download {
-        download::add(&mut pod, &template.spec, &template.image, download)?;
+        download::add(&mut pod, &template.spec, &template.image, download, first_rank)?;
     }
     if let Some(gpu) = gpu {
         gpu::add(&mut pod, &template.spec, gpu, ranks);

@@ -242,10 +242,32 @@ fn mount<'a>(container: &'a Container, path: &str) -> &'a VolumeMount {
 }
 
 fn pod(source: &str, pin: &str, cache: ModelCache) -> Pod {
-    let deployment = from_hub(|spec| spec["model"]["source"] = json!(source));
+    let source = json!(source);
+    pods(pin, cache, |spec| spec["model"]["source"] = source).remove(0)
+}
+
+fn pods(pin: &str, cache: ModelCache, change: impl FnOnce(&mut Value)) -> Vec<Pod> {
+    let deployment = from_hub(change);
     let defaults = Defaults { worker_image: "w:1".to_owned(), model_cache: cache };
     let template = GangTemplate::new(&deployment.pools[0].gang, &defaults).with_pin(Some(pin), &defaults);
-    pods_of(&deployment, &template).remove(0)
+    pods_of(&deployment, &template)
+}
+
+#[test]
+fn pods_bring_what_their_stage_needs() {
+    let of_stages = |parallelism: Value| -> Vec<Option<String>> {
+        let pods = pods(COMMIT, ModelCache::default(), |spec| spec["parallelism"] = parallelism);
+        let stage = |pod: &Pod| {
+            let fetch = &pod.spec.as_ref().unwrap().init_containers.as_ref().unwrap()[0];
+            value(fetch, "HERD_PIPELINE")
+                .zip(value(fetch, "HERD_STAGE"))
+                .map(|(of, one)| format!("{one} of {of}"))
+        };
+        pods.iter().map(stage).collect()
+    };
+    assert_eq!(of_stages(json!({"tensor": 4, "ranksPerPod": 2})), [None, None]);
+    let stages = ["0 of 2", "0 of 2", "1 of 2", "1 of 2"].map(|stage| Some(stage.to_owned()));
+    assert_eq!(of_stages(json!({"tensor": 4, "pipeline": 2, "ranksPerPod": 2})), stages);
 }
 
 #[test]

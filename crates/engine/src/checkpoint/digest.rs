@@ -4,14 +4,11 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use herd_model::FileDigest;
+use herd_model::{FileDigest, LARGE_FILE_BYTES};
 use sha2::{Digest as _, Sha256};
 
 use super::CheckpointError;
 use super::header::header_length;
-
-/// Weight files from this size on are known by their headers.
-const LARGE_FILE_BYTES: u64 = 16 << 20;
 
 pub(super) fn file_digest(path: &Path) -> Result<FileDigest, CheckpointError> {
     let io = |source| CheckpointError::Io { path: path.to_owned(), source };

@@ -58,7 +58,9 @@ pub(crate) async fn run(kubectl: &Path) -> Result<Value> {
     let median: Vec<f64> = (0..=PARTS.len())
         .map(|part| {
             let mut samples = Samples::default();
-            rounds.iter().for_each(|round| samples.add(round[part]));
+            for round in &rounds {
+                samples.add(round[part]);
+            }
             samples.median()
         })
         .collect();

@@ -5,13 +5,15 @@ mod gang;
 mod gateway;
 mod kv;
 mod measure;
+mod results;
 mod scaling;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use serde_json::{Map, Value};
+
+use self::results::Results;
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -51,7 +53,7 @@ enum Part {
 
 fn main() -> Result<()> {
     let Bench::Fleet { model, tokenizer, kubectl, out, parts } = Args::parse().bench;
-    let mut figures = earlier(&out)?;
+    let mut figures = Results::read(&out)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     for part in parts {
         let (name, measured) = runtime.block_on(async {
@@ -68,24 +70,11 @@ fn main() -> Result<()> {
                 ),
             }
         });
-        figures.insert(name.to_owned(), measured.context(name)?);
+        figures.set(name, &measured.context(name)?)?;
     }
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    figures.insert("cores".to_owned(), cores.into());
-    let text = serde_json::to_string_pretty(&figures)? + "\n";
-    if let Some(folder) = out.parent() {
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    }
-    std::fs::write(&out, text).with_context(|| out.display().to_string())?;
+    figures.set("cores", &cores.into())?;
+    figures.write(&out)?;
     println!("written to {}", out.display());
     Ok(())
-}
-
-/// What an earlier run has measured.
-fn earlier(out: &Path) -> Result<Map<String, Value>> {
-    match std::fs::read_to_string(out) {
-        Ok(text) => serde_json::from_str(&text).with_context(|| out.display().to_string()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Map::new()),
-        Err(error) => Err(error).with_context(|| out.display().to_string()),
-    }
 }

@@ -55,10 +55,12 @@ pub(crate) async fn run(kubectl: &Path) -> Result<Value> {
         rounds.push(round);
         kubectl.run(&["scale", POOL, "--replicas=1"])?;
     }
-    let median: Vec<f64> = (0..PARTS.len())
+    let median: Vec<f64> = (0..=PARTS.len())
         .map(|part| {
             let mut samples = Samples::default();
-            rounds.iter().for_each(|round| samples.add(round[part]));
+            for round in &rounds {
+                samples.add(round[part]);
+            }
             samples.median()
         })
         .collect();
@@ -73,10 +75,8 @@ pub(crate) async fn run(kubectl: &Path) -> Result<Value> {
 }
 
 fn figures(round: &[f64]) -> Value {
-    let mut figures: serde_json::Map<String, Value> =
-        PARTS.iter().zip(round).map(|(part, seconds)| ((*part).to_owned(), rounded(*seconds))).collect();
-    figures.insert("total".to_owned(), rounded(round.iter().sum()));
-    Value::Object(figures)
+    let names = PARTS.into_iter().chain(["total"]);
+    Value::Object(names.zip(round).map(|(name, seconds)| (name.to_owned(), rounded(*seconds))).collect())
 }
 
 fn rounded(seconds: f64) -> Value {
@@ -84,10 +84,9 @@ fn rounded(seconds: f64) -> Value {
 }
 
 fn line(round: &[f64]) -> String {
-    let total: f64 = round.iter().sum();
+    let [scrape, decision, pod_start, model_load, first_token, total] = round else { return String::new() };
     format!(
-        "  {:>8.2}  {:>8.2}  {:>9.2}  {:>10.2}  {:>11.2}  {total:>6.2}",
-        round[0], round[1], round[2], round[3], round[4]
+        "  {scrape:>8.2}  {decision:>8.2}  {pod_start:>9.2}  {model_load:>10.2}  {first_token:>11.2}  {total:>6.2}"
     )
 }
 
@@ -108,7 +107,7 @@ fn deployment() -> Value {
     })
 }
 
-/// One round, part by part, in seconds.
+/// One round, part by part and in all, in seconds.
 async fn round(kubectl: &Kubectl, inference: &Inference, first: &str) -> Result<Vec<f64>> {
     let mut load = JoinSet::new();
     for seed in 0..STREAMS {
@@ -147,7 +146,9 @@ async fn round(kubectl: &Kubectl, inference: &Inference, first: &str) -> Result<
     let (scraped, decided) = decision(kubectl, crossed)?;
     let times = [crossed, scraped, decided, started, loaded, token];
     // What looks at pages comes a little late: no part took less than nothing.
-    Ok(times.windows(2).map(|of| ((of[1] - of[0]) / 1e3).max(0.0)).collect())
+    let mut round: Vec<f64> = times.windows(2).map(|of| ((of[1] - of[0]) / 1e3).max(0.0)).collect();
+    round.push((token - crossed) / 1e3);
+    Ok(round)
 }
 
 /// One stream after another.

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -168,6 +168,84 @@ async fn errors_are_counted_by_kind() {
     assert!(out.contains("  2 x no connection\n"), "{out}");
 }
 
+/// What an OpenAI server was asked, and how each model answers: `cut` without its end, `failing` with an error in the
+/// stream, `silent` never.
+#[derive(Clone, Default)]
+struct OpenAi(Arc<Mutex<Vec<Value>>>);
+
+async fn complete(State(asked): State<OpenAi>, body: String) -> String {
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let model = body["model"].as_str().unwrap().to_owned();
+    asked.0.lock().unwrap().push(body);
+    let token = "data: {\"choices\": [{\"text\": \"a\", \"finish_reason\": null}]}\n\n".repeat(3);
+    let usage = "data: {\"choices\": [], \"usage\": {\"prompt_tokens\": 4, \"completion_tokens\": 3}}\n\n";
+    match model.as_str() {
+        "cut" => token,
+        "failing" => format!("{token}data: {{\"error\": {{\"message\": \"gone\"}}}}\n\ndata: [DONE]\n\n"),
+        "silent" => std::future::pending().await,
+        _ => format!("{token}{usage}data: [DONE]\n\n"),
+    }
+}
+
+impl OpenAi {
+    async fn start() -> (Self, String) {
+        let asked = Self::default();
+        let url = serve(Router::new().fallback(complete).with_state(asked.clone())).await;
+        (asked, url)
+    }
+
+    /// What a bench prints, and the prompts that came.
+    async fn bench(arguments: &[&str]) -> (String, Vec<Value>) {
+        let (asked, url) = Self::start().await;
+        let mut bench = herd(&["bench", "--url", &url, "--prompt-tokens", "4", "--max-tokens", "3"]);
+        let (_, out, errors) = run(bench.args(arguments)).await;
+        assert!(out.contains(" requests answered in "), "{out}{errors}");
+        let prompts = asked.0.lock().unwrap().iter().map(|body| body["prompt"].clone()).collect();
+        (out, prompts)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_off_or_fails_or_never_comes_is_no_answer() {
+    for (model, kind) in [("cut", "broken stream"), ("failing", "error in the stream"), ("silent", "timeout")]
+    {
+        let arguments = ["--model", model, "--rate", "500", "--requests", "3", "--timeout", "1"];
+        let (out, _) = OpenAi::bench(&arguments).await;
+        assert!(
+            out.starts_with(&format!("{model} at ")) && out.contains("0 of 3 requests answered"),
+            "{out}"
+        );
+        assert!(out.contains(&format!("  3 x {kind}\n")), "{out}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_are_not_alike_and_a_seed_asks_the_same_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bench.json").display().to_string();
+    let arguments =
+        |seed| ["--model", "m", "--concurrency", "1", "--requests", "5", "--json", &file, "--seed", seed];
+    let (_, prompts) = OpenAi::bench(&arguments("1")).await;
+    for (number, prompt) in prompts.iter().enumerate() {
+        assert_eq!(prompt.as_array().unwrap().len(), 4);
+        assert!(!prompts[..number].contains(prompt), "{prompts:?}");
+    }
+    // Three parts have two times between them.
+    let json: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(json["inter_token_latency_seconds"]["count"], 5 * 2);
+    assert_eq!(OpenAi::bench(&arguments("1")).await.1, prompts);
+    assert_ne!(OpenAi::bench(&arguments("2")).await.1, prompts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_duration_bounds_the_arrivals() {
+    // The arrivals of a seed are always the same: of these, 47 are within the second.
+    let arguments = ["--model", "m", "--rate", "40", "--duration", "1", "--seed", "3"];
+    let (out, prompts) = OpenAi::bench(&arguments).await;
+    assert!(out.contains(&format!("{0} of {0} requests answered", prompts.len())), "{out}");
+    assert_eq!(prompts.len(), 47, "{out}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_status_of_a_gateway_alone() {
     let fleet = Fleet::start(&[Role::Prefill, Role::Decode]).await;
@@ -187,12 +265,14 @@ struct Api {
 }
 
 async fn answer(State(api): State<Api>, uri: Uri) -> (StatusCode, axum::Json<Value>) {
-    let deployment = json!({
-        "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaDeployment",
-        "metadata": {"name": "tiny", "namespace": "models"},
-        "spec": {"model": {"source": "oci://x/y:1"}},
-        "status": {"lastScale": {"time": "2026-11-25T10:00:00Z", "decode": 1, "prefill": 1, "reason": "quiet"}},
-    });
+    let deployment_in = |namespace: &str| {
+        json!({
+            "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaDeployment",
+            "metadata": {"name": "tiny", "namespace": namespace},
+            "spec": {"model": {"source": "oci://x/y:1"}},
+            "status": {"lastScale": {"time": "2026-11-25T10:00:00Z", "decode": 1, "prefill": 1, "reason": "quiet"}},
+        })
+    };
     let pool = |role: &str, gang: &str| {
         json!({
             "apiVersion": "herd.dev/v1alpha1", "kind": "LlamaPool",
@@ -211,8 +291,18 @@ async fn answer(State(api): State<Api>, uri: Uri) -> (StatusCode, axum::Json<Val
     };
     match (uri.path(), &api.report) {
         ("/apis/herd.dev/v1alpha1/namespaces/models/llamadeployments", _) => {
-            list("LlamaDeploymentList", json!([deployment]))
+            list("LlamaDeploymentList", json!([deployment_in("models")]))
         }
+        ("/apis/herd.dev/v1alpha1/namespaces/elsewhere/llamadeployments", _) => {
+            list("LlamaDeploymentList", json!([deployment_in("elsewhere")]))
+        }
+        ("/apis/herd.dev/v1alpha1/llamadeployments", _) => {
+            list("LlamaDeploymentList", json!([deployment_in("elsewhere"), deployment_in("models")]))
+        }
+        (
+            "/apis/herd.dev/v1alpha1/namespaces/elsewhere/llamapools" | "/apis/herd.dev/v1alpha1/llamapools",
+            _,
+        ) => list("LlamaPoolList", json!([])),
         ("/apis/herd.dev/v1alpha1/namespaces/models/llamapools", _) => {
             let pools = json!([pool("decode", id("decode")), pool("prefill", id("prefill"))]);
             list("LlamaPoolList", pools)
@@ -228,13 +318,11 @@ async fn answer(State(api): State<Api>, uri: Uri) -> (StatusCode, axum::Json<Val
     }
 }
 
-/// The kubeconfig of an API server that says this.
-async fn api_server(folder: &Path, api: Api) -> std::path::PathBuf {
+/// The URL of a server, as little of one as is needed: a request a connection.
+async fn serve(router: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = Router::new().fallback(answer).with_state(api);
     tokio::spawn(async move {
-        // As little of a server as is needed: a request a connection.
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let service = hyper_util::service::TowerToHyperService::new(router.clone());
@@ -242,10 +330,16 @@ async fn api_server(folder: &Path, api: Api) -> std::path::PathBuf {
             tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
         }
     });
+    format!("http://{address}")
+}
+
+/// The kubeconfig of an API server that says this.
+async fn api_server(folder: &Path, api: Api) -> std::path::PathBuf {
+    let url = serve(Router::new().fallback(answer).with_state(api)).await;
     let kubeconfig = folder.join("kubeconfig");
     let text = format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-         clusters: [{{name: c, cluster: {{server: 'http://{address}'}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: '{url}'}}}}]\n\
          contexts: [{{name: c, context: {{cluster: c, user: u, namespace: models}}}}]\n\
          users: [{{name: u, user: {{}}}}]\n"
     );
@@ -282,6 +376,17 @@ async fn the_status_of_a_cluster_with_and_without_its_gateway() {
     let json: Value = serde_json::from_str(&out).unwrap();
     assert!(json["problem"].as_str().unwrap().contains("the gateway does not answer"), "{json}");
     assert_eq!(json["deployments"][0]["pools"][0]["gangs"][0]["phase"], "Ready");
+    for (arguments, namespaces) in
+        [(&["-n", "elsewhere"][..], &["elsewhere"][..]), (&["-A"], &["elsewhere", "models"])]
+    {
+        let mut status = herd(&[&["status", "-o", "json"], arguments].concat());
+        let (well, out, errors) = run(status.env("KUBECONFIG", &kubeconfig)).await;
+        assert!(well, "{errors}");
+        let json: Value = serde_json::from_str(&out).unwrap();
+        let shown =
+            json["deployments"].as_array().unwrap().iter().map(|one| one["namespace"].as_str().unwrap());
+        assert_eq!(shown.collect::<Vec<_>>(), namespaces);
+    }
     let mut missing = herd(&["status", "other"]);
     let (well, _, errors) = run(missing.env("KUBECONFIG", &kubeconfig)).await;
     assert!(!well && errors.contains("there is no LlamaDeployment other"), "{errors}");

@@ -42,11 +42,11 @@ fn directory(model: &str) -> tempfile::TempDir {
 }
 
 fn write_list(folder: &Path, model: &str) {
-    let mut text = "name\tdtype\tshape\tbytes\tshard\n".to_owned();
+    let mut file = File::create(folder.join("tensors.tsv")).unwrap();
+    writeln!(file, "name\tdtype\tshape\tbytes\tshard").unwrap();
     for (name, format, shape) in tensors(model) {
-        text += &format!("{name}\t{format}\t{shape}\t0\tmodel.safetensors\n");
+        writeln!(file, "{name}\t{format}\t{shape}\t0\tmodel.safetensors").unwrap();
     }
-    fs::write(folder.join("tensors.tsv"), text).unwrap();
 }
 
 fn write_index(folder: &Path, model: &str, total: u64) {

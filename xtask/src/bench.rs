@@ -54,7 +54,7 @@ pub(crate) fn run(paths: &Paths, bench: BenchCommand) -> Result<ExitCode> {
     let own = name.is_none();
     let name = name.unwrap_or_else(|| cluster::of_clone(paths, WORD));
     let lock = Lock::of_cluster(paths, &name, "bench")?;
-    let _down = own.then_some(Down { paths, name: &name });
+    let _down = own.then(|| Down { paths, name: &name });
     let installed = install::install(paths, &name, &lock)?;
     let mut command = fleet(paths, &program, &clusters);
     command.arg("--kubectl").arg(installed.kubectl.program());

@@ -53,7 +53,7 @@ fn test(paths: &Paths, options: Options) -> Outcome {
         Ok(lock) => lock,
         Err(error) => return Outcome::one(false, String::new(), format!("{error:#}\n")),
     };
-    let _down = (!keep).then_some(Down { paths, name: &name });
+    let _down = (!keep).then(|| Down { paths, name: &name });
     let mut outcome = match prepare(paths, &name, &lock, keep) {
         Ok(command) => {
             let (success, output) = run_tests(command, filter.as_deref());

@@ -116,7 +116,8 @@ struct Degrees {
 
 #[derive(Debug, Serialize)]
 struct Rank {
-    rank: usize,
+    #[serde(rename = "rank")]
+    number: usize,
     stage: usize,
     /// The first, and the one after the last.
     layers: [usize; 2],
@@ -146,7 +147,7 @@ impl Inspection {
         let bytes = weight_bytes(&config, &plan, &tensors)?;
         let tokens = memory.and_then(|memory| kv_tokens(&config, &plan, &bytes, dtype, memory));
         let ranks = plan.ranks().iter().zip(bytes).map(|(shard, weight_bytes)| Rank {
-            rank: shard.rank,
+            number: shard.rank,
             stage: shard.stage,
             layers: [shard.layers.start, shard.layers.end],
             weight_bytes,

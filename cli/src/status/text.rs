@@ -157,6 +157,8 @@ mod tests {
                     {"type": "Ready", "status": "False", "reason": "GangsMissing", "message": "decode has 1 of 2"},
                     {"type": "Scheduled", "status": "True", "reason": "Scheduled", "message": ""},
                     {"type": "Degraded", "status": "True", "reason": "CrashLoop", "message": "a gang fails"},
+                    {"type": "Progressing", "status": "False", "reason": "Settled", "message": "no news"},
+                    {"type": "Paused", "status": "False", "reason": "NotPaused", "message": "no news"},
                 ],
                 "lastScale": {"time": "2026-11-25T10:00:00Z", "prefill": 1, "decode": 2, "reason": "KV use is 91 %"},
             },
@@ -174,7 +176,7 @@ mod tests {
             "message": "cannot open the model"});
         let pools = vec![
             pool("decode", json!([{"id": "aaa", "revision": "r1", "phase": "Ready"}, failed])),
-            pool("prefill", json!([{"id": "ccc", "revision": "r1", "phase": "Ready"}])),
+            pool("prefill", json!([{"id": "ccc", "revision": "r1", "phase": "Ready", "restarts": 0}])),
             other,
         ];
         (vec![deployment], pools)
@@ -262,5 +264,8 @@ default/llama   decode 1/2, prefill 1/1
             "{text}"
         );
         assert_eq!(Overview::of_gateway(report(), Some("other")).to_string(), "no LlamaDeployment\n");
+        let long = herd_gateway::FleetReport { left_out: 3, ..report() };
+        let text = Overview::of_gateway(long, None).to_string();
+        assert!(text.ends_with("\n\n3 more gangs are not listed\n"), "{text}");
     }
 }

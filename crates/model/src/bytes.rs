@@ -380,9 +380,10 @@ mod tests {
                 // KV heads that several ranks have, with the scales of their rows.
                 Part::Weight { linear: Linear::Key | Linear::Value, .. }
                 | Part::Scale { linear: Linear::Key | Linear::Value, .. } => plan.kv_replicas(),
-                Part::LayerNorm { .. } | Part::FinalNorm => tensor,
-                // Their rows are not split.
-                Part::Scale { linear: Linear::Output | Linear::Down, .. } => tensor,
+                // All of it, and scales whose rows are not split.
+                Part::LayerNorm { .. }
+                | Part::FinalNorm
+                | Part::Scale { linear: Linear::Output | Linear::Down, .. } => tensor,
                 Part::Embedding if tied && pipeline > 1 => 2,
                 _ => 1,
             } as u64;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use herd_e2e::with_fleet;
 use serde_json::json;
 
-use crate::objects::{KINDS, MODEL, ready, unified, wait_for};
+use crate::objects::{MODEL, ready, unified, wait_for};
 
 #[test]
 fn a_hub_that_cannot_be_reached_is_told_and_nothing_is_made() -> Result<()> {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use herd_gateway::{FleetReport, Limits};
 use herd_worker::{Role, WorkerLimits};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::chromium::{Chromium, Scheme};
 use crate::support::fleet::Fleet;
@@ -155,6 +157,83 @@ async fn a_browser_shows_no_gang_and_fifty() {
     let dom = chromium.dom(&url(&fleet.running), 400).await;
     assert!(dom.contains("unified: 50 of 50 gangs ready"), "{dom}");
     assert_eq!(count(&dom, "<th scope=\"row\">"), 50);
+}
+
+/// The page's files, and this in the place of what a gateway says.
+async fn page_of(report: serde_json::Value) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = vec![0; 4096];
+            let length = stream.read(&mut asked).await.unwrap_or_default();
+            let asked = String::from_utf8_lossy(&asked[..length]).into_owned();
+            let (kind, body) = match asked.split(' ').nth(1) {
+                Some("/") => ("text/html", include_str!("../../src/page/page.html").to_owned()),
+                Some("/page.js") => ("text/javascript", include_str!("../../src/page/page.js").to_owned()),
+                Some("/page.css") => ("text/css", include_str!("../../src/page/page.css").to_owned()),
+                _ => ("application/json", report.to_string()),
+            };
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                body.len()
+            );
+            // A browser also opens connections that it does not use.
+            let _ = stream.write_all((head + &body).as_bytes()).await;
+        }
+    });
+    format!("http://{address}/")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_shows_each_number_where_it_belongs() {
+    let Some(chromium) = Chromium::find() else { return };
+    let gang = |id: &str, model: &str, role: &str, phase: &str, used: u32| {
+        json!({
+            "id": id, "models": [model], "role": role, "phase": phase, "revision": "r1", "epoch": "1", "ranks": 8,
+            "kv_blocks": 200, "kv_blocks_used": used, "running": 5, "waiting": 1, "waiting_prompt_tokens": 0,
+            "max_sequences": 64,
+        })
+    };
+    let model = |name: &str| {
+        json!({
+            "name": name, "digest": "sha256:0123456789abcdef", "context_length": 8192, "waiting_for_gang": 2,
+            "requests_per_second": 1.25, "output_tokens_per_second": 80.4,
+            "time_to_first_token": {"p50": 0.12, "p99": 0.3449}, "inter_token_latency": null,
+            "last_scale": {"time": "2026-11-25T10:00:00Z", "prefill": null, "decode": 2, "reason": "KV use is 91 %"},
+        })
+    };
+    let url = page_of(json!({
+        "version": "0.1.0", "in_flight": 3, "window_seconds": 60.0, "left_out": 4,
+        "models": [model("one"), model("two")],
+        "gangs": [
+            gang("aaa", "one", "decode", "ready", 182), gang("bbb", "one", "decode", "away", 0),
+            gang("ccc", "two", "unified", "ready", 50),
+        ],
+    }))
+    .await;
+    let dom = chromium.dom(&url, 1280).await;
+    assert!(
+        dom.contains(
+            "2 models, 2 of 3 gangs ready, 4 gangs not shown, 3 requests in work; rates of the last 60 s"
+        ),
+        "{dom}"
+    );
+    assert!(dom.contains("<h3>decode: 1 of 2 gangs ready</h3>"), "{dom}");
+    assert!(dom.contains("<h3>unified: 1 of 1 gang ready</h3>"), "{dom}");
+    assert_eq!(count(&dom, "<th scope=\"row\">"), 3, "each gang under its own model: {dom}");
+    assert_eq!(count(&dom, "<dd>120 ms / 345 ms</dd>"), 2, "{dom}");
+    for (title, part) in
+        [("182 of 200 blocks", "91%"), ("50 of 200 blocks", "25%"), ("0 of 200 blocks", "0%")]
+    {
+        let at = dom.find(&format!("title=\"{title}\"")).unwrap_or_else(|| panic!("{title}: {dom}"));
+        let meter = &dom[at..at + dom[at..].find("</div>").unwrap()];
+        assert!(meter.contains(&format!("width=\"{part}\"")), "{meter}");
+        assert!(meter.contains(&format!("<span>{part}</span>")), "{meter}");
+        assert_eq!(meter.contains("high"), part == "91%", "{meter}");
+    }
+    assert_eq!(count(&dom, "Last scaled 2026-11-25T10:00:00Z: decode 2. KV use is 91 %"), 2, "{dom}");
 }
 
 /// Writes pictures to the folder that `HERD_SCREENSHOTS` names; the one in the README is `fleet-light.png`.

@@ -52,7 +52,7 @@ impl fmt::Display for Inspection {
         )?;
         writeln!(f, "  RANKS      STAGE  LAYERS     WEIGHTS        KV PER TOKEN")?;
         for same in ranks.chunk_by(alike) {
-            let [first, last] = [same.first(), same.last()].map(|rank| rank.map_or(0, |rank| rank.rank));
+            let [first, last] = [same.first(), same.last()].map(|rank| rank.map_or(0, |rank| rank.number));
             let Some(rank) = same.first() else { continue };
             let numbers = if first == last { first.to_string() } else { format!("{first}-{last}") };
             let layers = format!("{}-{}", rank.layers[0], rank.layers[1] - 1);

@@ -9,8 +9,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
-use herd_engine::convert::{FbgemmFp8, FileSum, Progress, SUMS_FILE, import_gguf, quantize_fbgemm_fp8};
+use herd_engine::convert::{self, FileSum, Progress, Quantization, SUMS_FILE, import_gguf};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+/// As Meta bounds the activations of the 405B.
+const ACTIVATION_SCALE_UB: f64 = 1200.0;
 
 /// Subcommands of `herd models`.
 #[derive(Debug, Subcommand)]
@@ -33,12 +36,13 @@ pub(crate) enum ModelsCommand {
         /// Layout to make
         #[arg(long)]
         to: Layout,
-        /// Layers whose feed-forward weights stay bf16, such as 0,11,28,29 [default: the first and the last]
+        /// Layers that stay bf16, such as 0,11,28,29 [default: the first and the last, or none where all linears are
+        /// quantized]
         #[arg(long, value_delimiter = ',')]
         keep_layers: Option<Vec<usize>>,
-        /// Bound of a token's largest activation when it is quantized at run time
-        #[arg(long, default_value_t = 1200.0)]
-        activation_scale_ub: f64,
+        /// Bound of a token's largest activation when it is quantized at run time, in the layout that has one [default: 1200]
+        #[arg(long)]
+        activation_scale_ub: Option<f64>,
         /// Directory to make; it appears when everything is written
         #[arg(long)]
         out: PathBuf,
@@ -56,6 +60,9 @@ pub(crate) enum Layout {
     /// Feed-forward weights in FP8 (e4m3) with a scale per row, as Meta's Llama 3.1 405B FP8
     #[value(name = "fbgemm_fp8")]
     FbgemmFp8,
+    /// All linears of the decoder in FP8 (e4m3) with a scale per row, as vLLM reads it
+    #[value(name = "compressed-tensors")]
+    CompressedTensors,
 }
 
 /// Runs a `herd models` command; prints a checksum per file that it made, or what it found.
@@ -63,17 +70,19 @@ pub(crate) fn run(command: ModelsCommand) -> anyhow::Result<()> {
     let progress = Reporter::default();
     let (sums, out) = match command {
         ModelsCommand::Import { file, out, force } => (import_gguf(&file, &out, force, &progress)?, out),
-        ModelsCommand::Quantize {
-            model,
-            to: Layout::FbgemmFp8,
-            keep_layers,
-            activation_scale_ub,
-            out,
-            force,
-        } => {
+        ModelsCommand::Quantize { model, to, keep_layers, activation_scale_ub, out, force } => {
             let keep_layers = keep_layers.map(BTreeSet::from_iter);
-            let options = FbgemmFp8 { keep_layers, activation_scale_ub };
-            (quantize_fbgemm_fp8(&model, &out, &options, force, &progress)?, out)
+            let layout = match (to, activation_scale_ub) {
+                (Layout::FbgemmFp8, bound) => {
+                    convert::Layout::FbgemmFp8 { activation_scale_ub: bound.unwrap_or(ACTIVATION_SCALE_UB) }
+                }
+                (Layout::CompressedTensors, None) => convert::Layout::CompressedTensors,
+                (Layout::CompressedTensors, Some(_)) => {
+                    anyhow::bail!("--activation-scale-ub is of fbgemm_fp8: compressed-tensors has no bound")
+                }
+            };
+            let quantization = Quantization { layout, keep_layers };
+            (convert::quantize(&model, &out, &quantization, force, &progress)?, out)
         }
         ModelsCommand::Inspect(arguments) => return inspect::run(&arguments),
     };

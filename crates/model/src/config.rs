@@ -1,8 +1,10 @@
 //! `config.json` of a checkpoint, checked.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
-use crate::quantization::FbgemmFp8;
+use crate::quantization::{Fp8, InputScales, Kept, Pattern, WeightScales};
 use crate::rope::{Llama3Scaling, Rope};
 
 /// A model of the Llama architecture. Every value is within bounds and fits the others.
@@ -36,7 +38,7 @@ pub struct ModelConfig {
     /// Any of these ends a sequence.
     pub eos_ids: Vec<u32>,
     /// None: every linear as stored, in bf16, f16 or f32.
-    pub quantization: Option<FbgemmFp8>,
+    pub quantization: Option<Fp8>,
 }
 
 /// A configuration that cannot be served, with the field at fault.
@@ -108,6 +110,33 @@ struct QuantizationFile {
     quant_method: String,
     activation_scale_ub: Option<f64>,
     modules_to_not_convert: Option<Vec<String>>,
+    format: Option<String>,
+    config_groups: Option<BTreeMap<String, GroupFile>>,
+    ignore: Option<Vec<String>>,
+}
+
+/// Of `compressed-tensors`: linears that are quantized alike.
+#[derive(Deserialize)]
+struct GroupFile {
+    targets: Vec<String>,
+    weights: Option<NumbersFile>,
+    input_activations: Option<NumbersFile>,
+}
+
+#[derive(Deserialize)]
+struct NumbersFile {
+    num_bits: u32,
+    #[serde(rename = "type")]
+    kind: String,
+    strategy: String,
+    #[serde(default = "yes")]
+    symmetric: bool,
+    #[serde(default)]
+    dynamic: serde_json::Value,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Deserialize)]
@@ -298,25 +327,90 @@ fn positive(name: &'static str, value: Option<f64>) -> Result<f64, ConfigError> 
     }
 }
 
-fn quantization(file: QuantizationFile) -> Result<FbgemmFp8, ConfigError> {
-    let QuantizationFile { quant_method, activation_scale_ub, modules_to_not_convert } = file;
-    if quant_method != "fbgemm_fp8" {
-        return field(
+fn quantization(file: QuantizationFile) -> Result<Fp8, ConfigError> {
+    match file.quant_method.as_str() {
+        "fbgemm_fp8" => fbgemm_fp8(file),
+        "compressed-tensors" => compressed_tensors(file),
+        method => field(
             "quantization_config.quant_method",
-            format!("is {quant_method:?}; only \"fbgemm_fp8\" is served"),
-        );
+            format!("is {method:?}; only \"fbgemm_fp8\" and \"compressed-tensors\" are served"),
+        ),
     }
-    let bound = activation_scale_ub.unwrap_or(1200.0) as f32;
+}
+
+fn fbgemm_fp8(file: QuantizationFile) -> Result<Fp8, ConfigError> {
+    let bound = file.activation_scale_ub.unwrap_or(1200.0) as f32;
     if !(bound.is_finite() && bound > 0.0) {
         return field(
             "quantization_config.activation_scale_ub",
             format!("is {bound}; it has to be a number above 0"),
         );
     }
-    Ok(FbgemmFp8 {
-        activation_scale_ub: bound,
-        modules_to_not_convert: modules_to_not_convert.unwrap_or_default(),
+    Ok(Fp8 {
+        weight_scales: WeightScales::PerOutput,
+        input_scales: InputScales::PerToken { bound },
+        kept: Kept::Under(file.modules_to_not_convert.unwrap_or_default()),
     })
+}
+
+fn compressed_tensors(file: QuantizationFile) -> Result<Fp8, ConfigError> {
+    const GROUPS: &str = "quantization_config.config_groups";
+    if let Some(format) = file.format.filter(|format| format != "float-quantized") {
+        return field(
+            "quantization_config.format",
+            format!("is {format:?}; only \"float-quantized\" is served"),
+        );
+    }
+    let mut groups = file.config_groups.unwrap_or_default().into_values();
+    let (Some(GroupFile { targets, weights, input_activations }), None) = (groups.next(), groups.next())
+    else {
+        return field(GROUPS, "are not one group, and one for all linears is served");
+    };
+    if targets != ["Linear"] {
+        return field(GROUPS, format!("target {targets:?}; only [\"Linear\"] is served"));
+    }
+    let (Some(weights), Some(inputs)) = (weights, input_activations) else {
+        return field(GROUPS, "quantize not both weights and input_activations; only both are served");
+    };
+    let is_fp8 = |NumbersFile { num_bits, kind, symmetric, .. }: &NumbersFile| {
+        *num_bits == 8 && kind == "float" && *symmetric
+    };
+    if !is_fp8(&weights) || !is_fp8(&inputs) {
+        return field(GROUPS, "have other numbers than symmetric floats of 8 bits, which alone are served");
+    }
+    let weight_scales = match weights.strategy.as_str() {
+        "channel" => WeightScales::PerOutput,
+        "tensor" => WeightScales::PerTensor,
+        other => {
+            let problem = format!("scale weights by {other:?}; only \"channel\" and \"tensor\" are served");
+            return field(GROUPS, problem);
+        }
+    };
+    let is_dynamic = inputs.dynamic == true;
+    let input_scales = match (inputs.strategy.as_str(), is_dynamic) {
+        ("token", true) => InputScales::PerToken { bound: f32::INFINITY },
+        ("tensor", false) => InputScales::Stored,
+        (other, _) => {
+            let how = if is_dynamic { "dynamically" } else { "by stored scales" };
+            return field(
+                GROUPS,
+                format!(
+                    "scale input_activations by {other:?}, {how}; served are \"token\" dynamically and \"tensor\" by stored scales"
+                ),
+            );
+        }
+    };
+    let (mut names, mut patterns) = (Vec::new(), Vec::new());
+    for ignored in file.ignore.unwrap_or_default() {
+        match ignored.strip_prefix("re:").map(Pattern::new) {
+            None => names.push(ignored),
+            Some(Ok(pattern)) => patterns.push(pattern),
+            Some(Err(error)) => {
+                return field("quantization_config.ignore", format!("has {ignored:?}: {error}"));
+            }
+        }
+    }
+    Ok(Fp8 { weight_scales, input_scales, kept: Kept::Named(names, patterns) })
 }
 
 #[cfg(test)]
@@ -408,8 +502,62 @@ pub(crate) mod tests {
             "modules_to_not_convert": ["model.layers.0.mlp.up_proj"]
         });
         let quantization = parse(&json).unwrap().quantization.unwrap();
-        assert!((2.999..=3.001).contains(&quantization.activation_scale_ub));
+        assert!((2.999..=3.001).contains(&quantization.input_bound()));
         assert!(!quantization.converts("model.layers.0.mlp.up_proj"));
+    }
+
+    fn compressed(change: impl FnOnce(&mut Value)) -> Result<Fp8, String> {
+        let mut json = config_json();
+        let numbers = |strategy: &str, dynamic: bool| json!({"num_bits": 8, "type": "float", "symmetric": true, "strategy": strategy, "dynamic": dynamic});
+        let mut quantization = json!({
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "ignore": ["lm_head", r"re:.*\.0\.self_attn.*"],
+            "config_groups": {"group_0": {
+                "targets": ["Linear"],
+                "weights": numbers("channel", false),
+                "input_activations": numbers("token", true),
+                "output_activations": null,
+            }},
+        });
+        change(&mut quantization);
+        json["quantization_config"] = quantization;
+        parse(&json).map(|config| config.quantization.unwrap()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn reads_compressed_tensors() {
+        let read = compressed(|_| {}).unwrap();
+        assert_eq!(read.weight_scales, WeightScales::PerOutput);
+        assert_eq!(read.input_scales, InputScales::PerToken { bound: f32::INFINITY });
+        assert!(!read.converts("model.layers.0.self_attn.q_proj"));
+        assert!(read.converts("model.layers.10.self_attn.q_proj"));
+        let group = |quantization: &mut Value| quantization["config_groups"]["group_0"].take();
+        let read = compressed(|quantization| {
+            let mut group = group(quantization);
+            group["weights"]["strategy"] = "tensor".into();
+            group["input_activations"]["strategy"] = "tensor".into();
+            group["input_activations"]["dynamic"] = false.into();
+            quantization["config_groups"]["group_0"] = group;
+        });
+        let read = read.unwrap();
+        assert_eq!((read.weight_scales, read.input_scales), (WeightScales::PerTensor, InputScales::Stored));
+        for (pointer, value, told) in [
+            ("/format", json!("pack-quantized"), "pack-quantized"),
+            ("/ignore", json!(["re:("]), "re:("),
+            ("/config_groups", json!({}), "one group"),
+            ("/config_groups/group_0/targets", json!(["re:.*mlp.*"]), "target"),
+            ("/config_groups/group_0/input_activations", Value::Null, "both"),
+            ("/config_groups/group_0/weights/num_bits", json!(4), "8 bits"),
+            ("/config_groups/group_0/weights/type", json!("int"), "8 bits"),
+            ("/config_groups/group_0/weights/symmetric", json!(false), "8 bits"),
+            ("/config_groups/group_0/weights/strategy", json!("group"), "group"),
+            ("/config_groups/group_0/input_activations/dynamic", json!(false), "stored scales"),
+            ("/config_groups/group_0/input_activations/strategy", json!("tensor"), "dynamically"),
+        ] {
+            let error = compressed(|json| *json.pointer_mut(pointer).unwrap() = value).unwrap_err();
+            assert!(error.contains("quantization_config") && error.contains(told), "{pointer}: {error}");
+        }
     }
 
     #[test]
@@ -453,7 +601,7 @@ pub(crate) mod tests {
             (
                 "/quantization_config",
                 json!({"quant_method": "awq"}),
-                "config.json: quantization_config.quant_method is \"awq\"; only \"fbgemm_fp8\" is served",
+                "config.json: quantization_config.quant_method is \"awq\"; only \"fbgemm_fp8\" and \"compressed-tensors\" are served",
             ),
             (
                 "/quantization_config",

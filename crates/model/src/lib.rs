@@ -24,7 +24,7 @@ pub use files::{
     needed_files,
 };
 pub use linear::Linear;
-pub use quantization::FbgemmFp8;
+pub use quantization::{Fp8, InputScales, Kept, Pattern, WeightScales};
 pub use rope::{Llama3Scaling, Rope};
 pub use shard::{Parallelism, RankShard, ShardError, ShardPlan};
 pub use source::{BucketModel, HubModel, ModelSource, SourceError, is_pin};

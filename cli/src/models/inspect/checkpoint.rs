@@ -7,14 +7,16 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use herd_model::{
-    CONFIG_FILE, INDEX_FILE, ModelConfig, SINGLE_FILE, StoredFormat, StoredTensor, expected_tensors,
-    is_weights,
+    CONFIG_FILE, ConfigError, INDEX_FILE, ModelConfig, SINGLE_FILE, StoredFormat, StoredTensor,
+    expected_tensors, is_weights,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A list of tensors: name, format, shape, with tabs between them, further columns, and a first line that names them.
 const LIST_FILE: &str = "tensors.tsv";
+/// Of the configuration.
+const QUANTIZATION: &str = "quantization_config";
 /// What the format of safetensors allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const MAX_TEXT_BYTES: u64 = 256 << 20;
@@ -88,16 +90,18 @@ impl Checkpoint {
 /// With a quantization that is not served too: sizes can be told all the same.
 fn read_config(directory: &Path) -> Result<(ModelConfig, Value)> {
     let path = directory.join(CONFIG_FILE);
-    let json: Value = serde_json::from_str(&read(&path)?).with_context(|| path.display().to_string())?;
-    let mut known = json.clone();
-    if json["quantization_config"]["quant_method"] != "fbgemm_fp8"
-        && let Some(fields) = known.as_object_mut()
-    {
-        fields.remove("quantization_config");
-    }
-    let config = ModelConfig::from_json(known.to_string().as_bytes(), None)
-        .with_context(|| directory.display().to_string())?;
-    Ok((config, json))
+    let mut json: Value = serde_json::from_str(&read(&path)?).with_context(|| path.display().to_string())?;
+    let parse = |json: &Value| ModelConfig::from_json(json.to_string().as_bytes(), None);
+    let config = match parse(&json) {
+        Err(ConfigError::Field { field, .. }) if field.starts_with(QUANTIZATION) => {
+            let quantization = json[QUANTIZATION].take();
+            let config = parse(&json);
+            json[QUANTIZATION] = quantization;
+            config
+        }
+        config => config,
+    };
+    Ok((config.with_context(|| directory.display().to_string())?, json))
 }
 
 fn index(directory: &Path) -> Result<Option<Index>> {

@@ -152,13 +152,31 @@ impl Checkpoint {
         dtypes: &[Stored],
         shape: &[usize],
     ) -> Result<Tensor<'a>, CheckpointError> {
+        let tensor = self.of_format(name, dtypes)?;
+        if tensor.place.shape != shape {
+            return Err(tensor.bad(format!("is {:?}; config.json makes it {shape:?}", tensor.place.shape)));
+        }
+        Ok(tensor)
+    }
+
+    /// The same of one number, of however many dimensions.
+    pub(crate) fn scalar<'a>(
+        &'a self,
+        name: &'a str,
+        dtypes: &[Stored],
+    ) -> Result<Tensor<'a>, CheckpointError> {
+        let tensor = self.of_format(name, dtypes)?;
+        if tensor.place.shape.iter().any(|size| *size != 1) {
+            return Err(tensor.bad(format!("is {:?}; config.json makes it one number", tensor.place.shape)));
+        }
+        Ok(tensor)
+    }
+
+    fn of_format<'a>(&'a self, name: &'a str, dtypes: &[Stored]) -> Result<Tensor<'a>, CheckpointError> {
         let Some(place) = self.tensors.get(name) else {
             return Err(CheckpointError::NoTensor { folder: self.folder.clone(), tensor: name.to_owned() });
         };
         let tensor = Tensor { name, place, file: &self.files[place.file] };
-        if place.shape != shape {
-            return Err(tensor.bad(format!("is {:?}; config.json makes it {shape:?}", place.shape)));
-        }
         if !dtypes.contains(&place.dtype) {
             let wanted = dtypes.iter().map(|dtype| format!("{dtype:?}")).collect::<Vec<_>>().join(" or ");
             return Err(tensor.bad(format!("is {:?}; config.json asks for {wanted}", place.dtype)));

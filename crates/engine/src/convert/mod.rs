@@ -1,7 +1,7 @@
 //! Checkpoint conversion: GGUF files and bf16 checkpoints become the safetensors directories that the engine loads.
 //!
-//! [`import_gguf`] turns a GGUF file into a bf16 checkpoint in Hugging Face layout, [`quantize_fbgemm_fp8`] turns a bf16
-//! checkpoint into one in Meta's `fbgemm_fp8` layout. Both read and write in pieces of a few MiB, whatever the size of the
+//! [`import_gguf`] turns a GGUF file into a bf16 checkpoint in Hugging Face layout, [`quantize()`] turns a bf16
+//! checkpoint into one in FP8, as Meta or as vLLM stores it. Both read and write in pieces of a few MiB, whatever the size of the
 //! model, and their output appears as a whole or not at all.
 
 mod error;
@@ -20,4 +20,4 @@ pub use error::ConvertError;
 pub use import::import_gguf;
 pub use output::{FileSum, SUMS_FILE};
 pub use progress::{NoProgress, Progress};
-pub use quantize::{FbgemmFp8, quantize_fbgemm_fp8};
+pub use quantize::{Layout, Quantization, quantize};

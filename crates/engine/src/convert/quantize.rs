@@ -1,5 +1,4 @@
-//! A bf16 checkpoint to `fbgemm_fp8`, the layout of Meta's Llama 3.1 405B FP8: FFN weights as e4m3 codes with one f32 scale
-//! per row, everything else as it was.
+//! A bf16 checkpoint to FP8: weights of linears as e4m3 codes with one f32 scale per row, everything else as it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,6 +23,7 @@ const LEAST_AMAX: f32 = 1e-12;
 const CHUNK_BYTES: usize = 8 << 20;
 const FFN: [&str; 3] = ["down_proj", "gate_proj", "up_proj"];
 const ATTENTION: [&str; 4] = ["k_proj", "o_proj", "q_proj", "v_proj"];
+const HEAD: &str = "lm_head";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Files that go along unchanged, where they exist.
@@ -40,29 +40,96 @@ const COMPANIONS: [&str; 10] = [
     "USE_POLICY.md",
 ];
 
-/// What [`quantize_fbgemm_fp8`] is to make.
+/// What [`quantize`] is to make.
 #[derive(Debug, Clone, PartialEq)]
-pub struct FbgemmFp8 {
-    /// Layers whose FFN stays bf16. Inputs of their linears may exceed `activation_scale_ub` by far. None: the first and the
-    /// last, as Meta does.
+pub struct Quantization {
+    /// How it is stored, and what is quantized.
+    pub layout: Layout,
+    /// Layers that stay bf16. None: what is usual for the layout.
     pub keep_layers: Option<BTreeSet<usize>>,
-    /// Bound of a token's amax when activations are quantized at run time; goes into config.json.
-    pub activation_scale_ub: f64,
+}
+
+/// Layouts of FP8 checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Layout {
+    /// That of Meta's Llama 3.1 405B FP8: the FFN alone. The first and the last layer are usually kept: inputs of their linears
+    /// may exceed the bound by far.
+    FbgemmFp8 {
+        /// Bound of a token's amax when activations are quantized at run time; goes into config.json.
+        activation_scale_ub: f64,
+    },
+    /// That of `compressed-tensors`, as vLLM makes it: all linears of the decoder, activations by token without a bound. No layer
+    /// is usually kept.
+    CompressedTensors,
+}
+
+impl Layout {
+    /// Linears of a layer that are converted.
+    fn modules(self, layer: usize) -> Vec<String> {
+        let attention = ATTENTION.map(|linear| format!("model.layers.{layer}.self_attn.{linear}"));
+        match self {
+            Self::FbgemmFp8 { .. } => ffn_modules(layer).collect(),
+            Self::CompressedTensors => attention.into_iter().chain(ffn_modules(layer)).collect(),
+        }
+    }
+
+    /// Layers that are kept unless others are named.
+    fn usually_kept(self, layers: usize) -> BTreeSet<usize> {
+        match self {
+            Self::FbgemmFp8 { .. } => BTreeSet::from([0, layers - 1]),
+            Self::CompressedTensors => BTreeSet::new(),
+        }
+    }
+
+    /// What config.json says of it.
+    fn config(self, keep: &BTreeSet<usize>, layers: usize, has_head: bool) -> Json {
+        match self {
+            Self::FbgemmFp8 { activation_scale_ub } => json!({
+                "quant_method": "fbgemm_fp8",
+                "activation_scale_ub": activation_scale_ub,
+                "modules_to_not_convert": modules_to_not_convert(keep, layers, has_head),
+            }),
+            Self::CompressedTensors => {
+                let kept = keep.iter().flat_map(|layer| self.modules(*layer));
+                let ignore: Vec<String> = kept.chain([HEAD.to_owned()]).collect();
+                json!({
+                    "quant_method": "compressed-tensors",
+                    "format": "float-quantized",
+                    "quantization_status": "compressed",
+                    "ignore": ignore,
+                    "kv_cache_scheme": null,
+                    "config_groups": {"group_0": {
+                        "targets": ["Linear"],
+                        "weights": {
+                            "num_bits": 8, "type": "float", "symmetric": true, "strategy": "channel", "dynamic": false,
+                            "observer": "minmax",
+                        },
+                        "input_activations": {
+                            "num_bits": 8, "type": "float", "symmetric": true, "strategy": "token", "dynamic": true,
+                        },
+                        "output_activations": null,
+                    }},
+                })
+            }
+        }
+    }
 }
 
 /// Quantizes the bf16 checkpoint in `model` into the new directory `out`.
 ///
 /// A row's scale is its amax / 448 in f32; a code is weight / scale in f32, rounded to the nearest e4m3 value, ties to even.
 /// `force` lets it replace a model directory.
-pub fn quantize_fbgemm_fp8(
+pub fn quantize(
     model: &Path,
     out: &Path,
-    options: &FbgemmFp8,
+    quantization: &Quantization,
     force: bool,
     progress: &dyn Progress,
 ) -> Result<Vec<FileSum>, ConvertError> {
-    let FbgemmFp8 { keep_layers, activation_scale_ub } = options;
-    if !(activation_scale_ub.is_finite() && *activation_scale_ub > 0.0) {
+    let Quantization { layout, keep_layers } = quantization;
+    if let Layout::FbgemmFp8 { activation_scale_ub } = layout
+        && !(activation_scale_ub.is_finite() && *activation_scale_ub > 0.0)
+    {
         let what = format!("{activation_scale_ub} is not a positive number");
         return Err(ConvertError::Option { option: "--activation-scale-ub", what });
     }
@@ -72,10 +139,11 @@ pub fn quantize_fbgemm_fp8(
         return Err(ConvertError::output(out, "is the model to quantize: choose another --out"));
     }
     let (mut config, layers) = read_config(model)?;
-    let keep = kept_layers(keep_layers.as_ref(), layers)?;
+    let keep = keep_layers.clone().unwrap_or_else(|| layout.usually_kept(layers));
+    check_kept(&keep, layers)?;
     let converted: BTreeSet<String> = (0..layers)
         .filter(|layer| !keep.contains(layer))
-        .flat_map(ffn_modules)
+        .flat_map(|layer| layout.modules(layer))
         .map(|m| format!("{m}.weight"))
         .collect();
     let files = open_files(model, &converted)?;
@@ -83,11 +151,7 @@ pub fn quantize_fbgemm_fp8(
     let output = OutputDirectory::create(out, force)?;
     let has_head =
         files.values().flat_map(|(_, tensors)| tensors).any(|tensor| tensor.name == "lm_head.weight");
-    config["quantization_config"] = json!({
-        "quant_method": "fbgemm_fp8",
-        "activation_scale_ub": activation_scale_ub,
-        "modules_to_not_convert": modules_to_not_convert(&keep, layers, has_head),
-    });
+    config["quantization_config"] = layout.config(&keep, layers, has_head);
     output.write("config.json", &pretty(&config))?;
     for name in COMPANIONS {
         let path = model.join(name);
@@ -152,8 +216,7 @@ fn read_json(path: &Path) -> Result<Json, ConvertError> {
     serde_json::from_slice(&bytes).map_err(|e| ConvertError::input(path, e.to_string()))
 }
 
-fn kept_layers(keep: Option<&BTreeSet<usize>>, layers: usize) -> Result<BTreeSet<usize>, ConvertError> {
-    let keep = keep.cloned().unwrap_or_else(|| BTreeSet::from([0, layers - 1]));
+fn check_kept(keep: &BTreeSet<usize>, layers: usize) -> Result<(), ConvertError> {
     let error = |what| Err(ConvertError::Option { option: "--keep-layers", what });
     if let Some(layer) = keep.iter().find(|&&layer| layer >= layers) {
         return error(format!("there is no layer {layer}: the model has layers 0 to {}", layers - 1));
@@ -161,7 +224,7 @@ fn kept_layers(keep: Option<&BTreeSet<usize>>, layers: usize) -> Result<BTreeSet
     if keep.len() == layers {
         return error(format!("all {layers} layers are kept: nothing is left to quantize"));
     }
-    Ok(keep)
+    Ok(())
 }
 
 fn ffn_modules(layer: usize) -> impl Iterator<Item = String> {
@@ -173,7 +236,7 @@ fn modules_to_not_convert(keep: &BTreeSet<usize>, layers: usize, has_head: bool)
     let ffn = keep.iter().copied().flat_map(ffn_modules);
     let attention = (0..layers)
         .flat_map(|layer| ATTENTION.map(|linear| format!("model.layers.{layer}.self_attn.{linear}")));
-    ffn.chain(attention).chain(has_head.then(|| "lm_head".to_owned())).collect()
+    ffn.chain(attention).chain(has_head.then(|| HEAD.to_owned())).collect()
 }
 
 type InputFiles = BTreeMap<String, (SafetensorsReader, Vec<TensorSpec>)>;

@@ -36,9 +36,11 @@ pub(crate) struct Part {
 pub(crate) enum PartFormat {
     Bf16,
     F32,
-    /// One scale an output.
     Fp8 {
+        /// One an output.
         scales: Vec<f32>,
+        /// Of the inputs; none: it follows from each token.
+        input_scale: Option<f32>,
     },
 }
 
@@ -59,7 +61,7 @@ impl Projection {
 
     pub(crate) fn bytes(&self) -> usize {
         let scales = |part: &Part| match &part.format {
-            PartFormat::Fp8 { scales } => size_of_val(scales.as_slice()),
+            PartFormat::Fp8 { scales, input_scale: _ } => size_of_val(scales.as_slice()),
             PartFormat::Bf16 | PartFormat::F32 => 0,
         };
         self.parts().map(|part| part.packed.bytes() + scales(part)).sum()
@@ -83,7 +85,8 @@ impl Projection {
         let width = self.parts().map(|part| part.packed.outputs()).sum();
         let mut y = vec![0.0; rows * width];
         let mut rounded = None;
-        let mut quantized = None;
+        // By the scale that is stored, if any: parts with the same one share it.
+        let mut quantized: Vec<(Option<u32>, Quantized)> = Vec::new();
         let mut first = 0;
         for Part { packed, format } in self.parts() {
             let lanes = match format {
@@ -91,15 +94,21 @@ impl Projection {
                     packed.multiply(isa, rounded.get_or_insert_with(|| round_to_bf16(x)))
                 }
                 PartFormat::Bf16 | PartFormat::F32 => packed.multiply(isa, x),
-                PartFormat::Fp8 { scales } => {
-                    let Quantized { values, scales: x_scales, clipped: _ } =
-                        if let Some(ref quantized) = quantized {
-                            quantized
-                        } else {
-                            let new = quantize(x, inputs, activation_scale_ub, split_by_inputs)?;
-                            self.clipped.add(new.clipped);
-                            quantized.insert(new)
+                PartFormat::Fp8 { scales, input_scale } => {
+                    let stored = input_scale.map(f32::to_bits);
+                    if quantized.iter().all(|(scale, _)| *scale != stored) {
+                        let new = match input_scale {
+                            Some(scale) => quantize_by(x, inputs, *scale),
+                            None => quantize(x, inputs, activation_scale_ub, split_by_inputs)?,
                         };
+                        self.clipped.add(new.clipped);
+                        quantized.push((stored, new));
+                    }
+                    let Some((_, Quantized { values, scales: x_scales, clipped: _ })) =
+                        quantized.iter().find(|(scale, _)| *scale == stored)
+                    else {
+                        continue;
+                    };
                     let mut lanes = packed.multiply(isa, values);
                     rescale(&mut lanes, x_scales, scales);
                     lanes
@@ -165,6 +174,16 @@ fn quantize(
         values.extend(row.iter().map(|x| e4m3::decode(e4m3::encode(x / scale))));
     }
     Ok(Quantized { values, scales, clipped })
+}
+
+/// With one scale for all tokens. What is above the largest code times it is clipped.
+fn quantize_by(x: &[f32], inputs: usize, scale: f32) -> Quantized {
+    let clips = |row: &[f32]| row.iter().any(|x| x.abs() > scale * e4m3::MAX);
+    Quantized {
+        values: x.iter().map(|x| e4m3::decode(e4m3::encode(x / scale))).collect(),
+        scales: vec![scale; x.len() / inputs],
+        clipped: x.chunks_exact(inputs).filter(|row| clips(row)).count(),
+    }
 }
 
 /// Scale of a token whose largest magnitude is `largest`. Source: FBGEMM's `quantize_fp8_per_row`.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use half::{bf16, f16};
-use herd_model::{Linear, ModelConfig, RankShard};
+use herd_model::{Fp8, InputScales, Linear, ModelConfig, RankShard, WeightScales};
 
 use super::linear::{Part, PartFormat, Projection};
 use super::packed::{Format, Packer};
@@ -13,6 +13,8 @@ use crate::clipped::RowsClipped;
 
 /// Formats that are no quantization.
 const PLAIN: [Stored; 3] = [Stored::BF16, Stored::F16, Stored::F32];
+/// Formats of scales.
+const SCALES: [Stored; 2] = [Stored::F32, Stored::BF16];
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Bytes of rows read at once.
 const READ_BYTES: usize = 1 << 20;
@@ -27,9 +29,25 @@ pub(super) struct Loader<'a> {
 /// Outputs and inputs of a weight that a rank holds.
 struct Slice<'a> {
     weight: Tensor<'a>,
-    scale: Option<Tensor<'a>>,
+    /// Of FP8.
+    scales: Option<Scales<'a>>,
     rows: Range<usize>,
     columns: Range<usize>,
+}
+
+/// Scales of a weight in FP8, and of its inputs where they are stored.
+struct Scales<'a> {
+    weight: Tensor<'a>,
+    per: WeightScales,
+    input: Option<f32>,
+}
+
+impl Slice<'_> {
+    /// Whether outputs of both can stand in one part.
+    fn is_like(&self, other: &Self) -> bool {
+        let input = |slice: &Self| slice.scales.as_ref().and_then(|scales| scales.input).map(f32::to_bits);
+        self.weight.dtype() == other.weight.dtype() && input(self) == input(other)
+    }
 }
 
 impl Loader<'_> {
@@ -76,7 +94,7 @@ impl Loader<'_> {
     fn vocabulary(&self, name: &str) -> Result<Part, CheckpointError> {
         let &ModelConfig { vocab_size, hidden_size, .. } = self.config();
         let weight = self.checkpoint.tensor(name, &PLAIN, &[vocab_size, hidden_size])?;
-        pack(&[Slice { weight, scale: None, rows: self.shard.vocab.clone(), columns: 0..hidden_size }])
+        pack(&[Slice { weight, scales: None, rows: self.shard.vocab.clone(), columns: 0..hidden_size }])
     }
 
     /// Linears of the same input. Neighbours that are stored alike become one.
@@ -90,14 +108,14 @@ impl Loader<'_> {
             .chain(others.iter().copied())
             .map(|linear| {
                 let module = linear.module(layer);
-                (linear, format!("{module}.weight"), format!("{module}.weight_scale"))
+                (linear, ["weight", "weight_scale", "input_scale"].map(|part| format!("{module}.{part}")))
             })
             .collect();
         let slices = names
             .iter()
-            .map(|(linear, weight, scale)| self.linear(layer, *linear, weight, scale))
+            .map(|(linear, names)| self.linear(layer, *linear, names))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut alike = slices.chunk_by(|a, b| a.weight.dtype() == b.weight.dtype());
+        let mut alike = slices.chunk_by(Slice::is_like);
         let first = pack(alike.next().unwrap_or_default())?;
         let others = alike.map(pack).collect::<Result<_, _>>()?;
         Ok(Projection::new(first, others, self.clipped.clone()))
@@ -107,20 +125,30 @@ impl Loader<'_> {
         &'a self,
         layer: usize,
         linear: Linear,
-        weight: &'a str,
-        scale: &'a str,
+        [weight, weight_scale, input_scale]: &'a [String; 3],
     ) -> Result<Slice<'a>, CheckpointError> {
         let config = self.config();
         let shape = linear.shape(config);
         let [rows, columns] = linear.slice(config, self.shard);
-        let (weight, scale) = if linear.is_fp8(config, layer) {
-            let scale_shape = [shape[0], 1];
-            let scale = self.checkpoint.tensor(scale, &[Stored::F32, Stored::BF16], &scale_shape)?;
-            (self.checkpoint.tensor(weight, &[Stored::F8_E4M3], &shape)?, Some(scale))
-        } else {
-            (self.checkpoint.tensor(weight, &PLAIN, &shape)?, None)
+        let fp8 = config.quantization.as_ref().filter(|_| linear.is_fp8(config, layer));
+        let Some(Fp8 { weight_scales, input_scales, kept: _ }) = fp8 else {
+            let weight = self.checkpoint.tensor(weight, &PLAIN, &shape)?;
+            return Ok(Slice { weight, scales: None, rows, columns });
         };
-        Ok(Slice { weight, scale, rows, columns })
+        let weight = self.checkpoint.tensor(weight, &[Stored::F8_E4M3], &shape)?;
+        let scale = match weight_scales {
+            WeightScales::PerOutput => self.checkpoint.tensor(weight_scale, &SCALES, &[shape[0], 1])?,
+            WeightScales::PerTensor => self.checkpoint.scalar(weight_scale, &SCALES)?,
+        };
+        let input = match input_scales {
+            InputScales::PerToken { bound: _ } => None,
+            InputScales::Stored => {
+                let input = self.checkpoint.scalar(input_scale, &SCALES)?;
+                read_scales(input, 0..1)?.first().copied()
+            }
+        };
+        let scales = Some(Scales { weight: scale, per: *weight_scales, input });
+        Ok(Slice { weight, scales, rows, columns })
     }
 }
 
@@ -135,9 +163,9 @@ fn pack(slices: &[Slice<'_>]) -> Result<Part, CheckpointError> {
         _ => Format::Bf16,
     };
     let mut packer = Packer::new(outputs, inputs, format);
-    let mut scales = Vec::new();
+    let (mut output_scales, mut input_scale) = (Vec::new(), None);
     let mut bytes = Vec::new();
-    for Slice { weight, scale, rows, columns } in slices {
+    for Slice { weight, scales, rows, columns } in slices {
         let row_bytes = inputs * weight.element();
         let at_once = (READ_BYTES / row_bytes.max(1)).max(1);
         for from in rows.clone().step_by(at_once) {
@@ -152,20 +180,35 @@ fn pack(slices: &[Slice<'_>]) -> Result<Part, CheckpointError> {
                 }
             }
         }
-        if let Some(scale) = scale {
-            scales.extend(read_f32(*scale, rows.clone())?);
+        if let Some(Scales { weight, per, input }) = scales {
+            input_scale = *input;
+            output_scales.extend(match per {
+                WeightScales::PerOutput => read_scales(*weight, rows.clone())?,
+                WeightScales::PerTensor => read_scales(*weight, 0..1)?.repeat(rows.len()),
+            });
         }
     }
     let format = match format {
         Format::Bf16 => PartFormat::Bf16,
         Format::F32 => PartFormat::F32,
-        Format::E4m3 => PartFormat::Fp8 { scales },
+        Format::E4m3 => PartFormat::Fp8 { scales: output_scales, input_scale },
     };
     Ok(Part { packed: packer.finish(), format })
 }
 
 fn widen(row: &[u8]) -> Vec<u8> {
     row.as_chunks().0.iter().flat_map(|&half| f16::from_le_bytes(half).to_f32().to_le_bytes()).collect()
+}
+
+/// Scales, which are numbers that something can be multiplied with.
+fn read_scales(tensor: Tensor<'_>, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+    let scales = read_f32(tensor, rows.clone())?;
+    match rows.zip(&scales).find(|(_, scale)| !(scale.is_finite() && **scale >= 0.0)) {
+        Some((row, scale)) => {
+            Err(tensor.bad(format!("is {scale} in row {row}; a scale is a number from 0 on")))
+        }
+        None => Ok(scales),
+    }
 }
 
 /// Rows of a tensor of one column.

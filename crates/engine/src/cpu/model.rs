@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::{io, thread};
 
-use herd_model::{Dtype, ModelConfig, Parallelism, RankShard, ShardError, ShardPlan, kv_fingerprint};
+use herd_model::{Dtype, Fp8, ModelConfig, Parallelism, RankShard, ShardError, ShardPlan, kv_fingerprint};
 use herd_scheduler::StepPlan;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -175,8 +175,7 @@ impl CpuRanks {
             return Err(LoadError::Option { option: "ranks", value: local.end, problem });
         }
         let isa = Isa::detect();
-        let activation_scale_ub =
-            config.quantization.as_ref().map_or(f32::INFINITY, |fp8| fp8.activation_scale_ub);
+        let activation_scale_ub = config.quantization.as_ref().map_or(f32::INFINITY, Fp8::input_bound);
         let numerics = Numerics { isa, dtype, activation_scale_ub };
         // One rank of each stage counts: the others see the same rows.
         let clipped = RowsClipped::default();

@@ -2,19 +2,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use herd_engine::convert::{ConvertError, FbgemmFp8, NoProgress, quantize_fbgemm_fp8};
+use herd_engine::convert::{ConvertError, Layout, NoProgress, Quantization, quantize as convert};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::tiny::{fixture, json as read_json, tiny};
 
-fn options(keep: &[usize]) -> FbgemmFp8 {
-    FbgemmFp8 { keep_layers: Some(keep.iter().copied().collect()), activation_scale_ub: 1200.0 }
+fn options(keep: &[usize]) -> Quantization {
+    let keep_layers = Some(keep.iter().copied().collect());
+    Quantization { layout: Layout::FbgemmFp8 { activation_scale_ub: 1200.0 }, keep_layers }
 }
 
-fn quantize(model: &Path, options: &FbgemmFp8) -> Result<tempfile::TempDir, ConvertError> {
+fn with_bound(activation_scale_ub: f64, keep: &[usize]) -> Quantization {
+    Quantization { layout: Layout::FbgemmFp8 { activation_scale_ub }, ..options(keep) }
+}
+
+fn quantize(model: &Path, options: &Quantization) -> Result<tempfile::TempDir, ConvertError> {
     let root = tempfile::tempdir().unwrap();
-    quantize_fbgemm_fp8(model, &root.path().join("out"), options, false, &NoProgress).map(|_| root)
+    convert(model, &root.path().join("out"), options, false, &NoProgress).map(|_| root)
 }
 
 fn copy(from: &Path) -> tempfile::TempDir {
@@ -54,8 +59,25 @@ fn gives_the_bytes_of_the_reference() {
 }
 
 #[test]
+fn gives_the_bytes_of_the_reference_in_compressed_tensors() {
+    let all = Quantization { layout: Layout::CompressedTensors, keep_layers: None };
+    let reference = fixture("sharp-llama31/sharp-llama31-compressed-tensors-fp8");
+    let root = quantize(&fixture("sharp-llama31/sharp-llama31-bf16"), &all).unwrap();
+    let out = root.path().join("out");
+    let bytes = |path: &Path| fs::read(path.join("model.safetensors")).unwrap();
+    assert!(bytes(&out) == bytes(&reference));
+    assert_eq!(read_json(&out.join("config.json")), read_json(&reference.join("config.json")));
+
+    let root = quantize(&tiny(), &Quantization { keep_layers: Some([1].into()), ..all }).unwrap();
+    let config = read_json(&root.path().join("out/config.json"));
+    let ignored = names(&config["quantization_config"]["ignore"]);
+    assert_eq!(ignored.len(), 8);
+    assert!(ignored.contains("model.layers.1.self_attn.k_proj") && ignored.contains("lm_head"));
+}
+
+#[test]
 fn keeps_the_first_and_last_layer_unless_told() {
-    let default = FbgemmFp8 { keep_layers: None, ..options(&[]) };
+    let default = Quantization { keep_layers: None, ..options(&[]) };
     let root = quantize(&tiny(), &default).unwrap();
     let reference = fixture("tiny-llama31/tiny-llama31-fbgemm-fp8/model.safetensors");
     assert!(fs::read(root.path().join("out/model.safetensors")).unwrap() == fs::read(reference).unwrap());
@@ -63,7 +85,7 @@ fn keeps_the_first_and_last_layer_unless_told() {
 
 #[test]
 fn writes_the_bound() {
-    let root = quantize(&tiny(), &FbgemmFp8 { activation_scale_ub: 3.0, ..options(&[0, 3]) }).unwrap();
+    let root = quantize(&tiny(), &with_bound(3.0, &[0, 3])).unwrap();
     let config = read_json(&root.path().join("out/config.json"));
     assert_eq!(config["quantization_config"]["activation_scale_ub"], json!(3.0));
 }
@@ -106,14 +128,14 @@ fn keeps_the_files_of_a_split_checkpoint() {
 
 #[test]
 fn refuses_options_that_do_not_fit() {
-    let message = |options: &FbgemmFp8| quantize(&tiny(), options).unwrap_err().to_string();
+    let message = |options: &Quantization| quantize(&tiny(), options).unwrap_err().to_string();
     assert_eq!(message(&options(&[0, 4])), "--keep-layers: there is no layer 4: the model has layers 0 to 3");
     assert_eq!(
         message(&options(&[0, 1, 2, 3])),
         "--keep-layers: all 4 layers are kept: nothing is left to quantize"
     );
     for bound in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        let options = FbgemmFp8 { activation_scale_ub: bound, ..options(&[0]) };
+        let options = with_bound(bound, &[0]);
         assert!(message(&options).starts_with("--activation-scale-ub: "));
     }
 }
@@ -154,7 +176,6 @@ fn refuses_a_checkpoint_that_is_no_bf16_llama() {
 #[test]
 fn never_writes_into_its_input() {
     let model = copy(&tiny());
-    let error =
-        quantize_fbgemm_fp8(model.path(), model.path(), &options(&[0, 3]), true, &NoProgress).unwrap_err();
+    let error = convert(model.path(), model.path(), &options(&[0, 3]), true, &NoProgress).unwrap_err();
     assert!(error.to_string().ends_with("is the model to quantize: choose another --out"), "{error}");
 }

@@ -55,6 +55,11 @@ fn tiny_fbgemm_fp8() {
     check("tiny-llama31/tiny-llama31-fbgemm-fp8");
 }
 
+#[test]
+fn tiny_compressed_tensors() {
+    check("tiny-llama31/tiny-llama31-compressed-tensors-fp8");
+}
+
 fn check(model: &str) {
     for (tensor, pipeline) in [(1, 1), (2, 1), (4, 1), (2, 2), (1, 4)] {
         for dtype in [Dtype::F32, Dtype::Bf16] {

@@ -14,6 +14,8 @@ fn tiny() {
         ("bf16", Dtype::Bf16, 0.005),
         ("fbgemm-fp8", Dtype::F32, 0.001),
         ("fbgemm-fp8", Dtype::Bf16, 0.005),
+        ("compressed-tensors-fp8", Dtype::F32, 0.02),
+        ("compressed-tensors-fp8", Dtype::Bf16, 0.02),
     ] {
         let golden =
             Golden::open(&format!("tiny-llama31/golden-{quantization}.json")).perplexity.unwrap().value;

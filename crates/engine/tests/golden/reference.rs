@@ -30,6 +30,9 @@ pub(crate) struct Case {
     pub(crate) greedy: Vec<u32>,
     #[serde(default)]
     pub(crate) greedy_logprobs: Vec<f64>,
+    /// Of the two largest logits, by step.
+    #[serde(default)]
+    pub(crate) top2_gaps: Vec<f64>,
     #[serde(rename = "tokens_before_a_gap_below_0.02")]
     pub(crate) before_small_gap: Option<usize>,
     #[serde(rename = "tokens_before_a_gap_below_0.5")]

@@ -3,6 +3,7 @@
 mod bits;
 mod layer_step;
 mod ops;
+mod scales;
 
 use std::path::PathBuf;
 

@@ -56,7 +56,7 @@ fn fp8_linear_has_the_references_scales_codes_and_products() {
 
         let mut packer = Packer::new(48, 256, Format::E4m3);
         weights.chunks_exact(256).for_each(|row| packer.push(row));
-        let format = PartFormat::Fp8 { scales: golden.f32("linear/weight_scale") };
+        let format = PartFormat::Fp8 { scales: golden.f32("linear/weight_scale"), input_scale: None };
         let clipped = RowsClipped::default();
         let linear = Projection::new(Part { packed: packer.finish(), format }, vec![], clipped.clone());
         let above = x.chunks_exact(256).filter(|row| row.iter().any(|x| x.abs() > bound)).count() as u64;
@@ -73,6 +73,51 @@ fn fp8_linear_has_the_references_scales_codes_and_products() {
             assert_eq!(clipped.get(), turn * above, "{rule}");
         }
     }
+}
+
+#[test]
+fn stored_input_scales_are_those_of_their_own_linear() {
+    let golden = Golden::open("ops/ops.safetensors");
+    let x = golden.f32("linear/x");
+    let codes = golden.bytes("linear/weight_fp8");
+    // Two linears of the same input: scales of the weight, and of the input. The second clips.
+    let linears = [(0.5, 0.25), (2.0, 1.0 / 512.0)];
+    let mut parts = linears.map(|(weight_scale, input_scale)| {
+        let mut packer = Packer::new(48, 256, Format::E4m3);
+        codes.chunks_exact(256).for_each(|row| packer.push(row));
+        let format = PartFormat::Fp8 { scales: vec![weight_scale; 48], input_scale: Some(input_scale) };
+        Part { packed: packer.finish(), format }
+    });
+    parts.reverse();
+    let [second, first] = parts;
+    let clipped = RowsClipped::default();
+    let linear = Projection::new(first, vec![second], clipped.clone());
+    let numerics = Numerics { isa: Isa::detect(), dtype: Dtype::F32, activation_scale_ub: f32::INFINITY };
+    let y = linear.forward(numerics, &x, None).unwrap();
+    let mut above = 0;
+    for (row, (x, y)) in x.chunks_exact(256).zip(y.chunks_exact(96)).enumerate() {
+        for ((weight_scale, input_scale), y) in linears.into_iter().zip(y.chunks_exact(48)) {
+            let quantized: Vec<f64> =
+                x.iter().map(|x| f64::from(e4m3::decode(e4m3::encode(x / input_scale)))).collect();
+            above += u64::from(x.iter().any(|x| x.abs() > 448.0 * input_scale));
+            let expected: Vec<f32> = codes
+                .chunks_exact(256)
+                .map(|codes| {
+                    let dot: f64 = codes
+                        .iter()
+                        .zip(&quantized)
+                        .map(|(code, x)| f64::from(e4m3::decode(*code)) * x)
+                        .sum();
+                    (dot * f64::from(weight_scale * input_scale)) as f32
+                })
+                .collect();
+            let size = expected.iter().fold(0.0, |size: f32, y| size.max(y.abs()));
+            let error = largest_difference(y, &expected);
+            assert!(error <= 1e-5 * size, "row {row}: {error} of {size}");
+        }
+    }
+    assert!(above > 0);
+    assert_eq!(clipped.get(), above);
 }
 
 #[test]

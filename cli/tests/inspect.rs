@@ -173,18 +173,22 @@ fits: 60.92 GB of weights in 80.00 GiB a rank, and KV of 387200 tokens, 3.0 time
 }
 
 #[test]
-fn sizes_of_a_quantization_that_is_not_served_are_told() {
+fn sizes_of_other_quantizations_are_told() {
     const MODEL: &str = "llama-3.1-405b-instruct-fp8-all-linears";
     let folder = directory(MODEL);
     let error = error_of(folder.path(), &[]);
-    assert!(error.contains("config.json alone does not say which weights"), "{error}");
+    assert!(error.contains("config.json alone does not say what scales"), "{error}");
     write_index(folder.path(), MODEL, 410_099_965_952);
     let seen = json_of(folder.path(), &["--tensor", "8"]);
     // Scales in bf16, by the size of all.
     assert_eq!(seen["ranks"][7]["weight_bytes"], 51_276_975_104_u64);
     assert_eq!(seen["weights"]["files"], 3);
-    assert_eq!(seen["quantization"], json!({"method": "compressed-tensors", "is_served": false}));
+    assert_eq!(seen["quantization"], json!({"method": "compressed-tensors", "is_served": true}));
     assert_eq!((&seen["fits"], &seen["kv"]["tokens"]), (&Value::Null, &Value::Null));
+    // Also of one that is not served.
+    let path = folder.path().join("config.json");
+    let config = fs::read_to_string(&path).unwrap().replace("\"float-quantized\"", "\"pack-quantized\"");
+    fs::write(&path, config).unwrap();
     assert!(text_of(folder.path(), &[]).contains("compressed-tensors, which Herd does not serve"));
 }
 

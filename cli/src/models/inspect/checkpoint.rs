@@ -202,8 +202,8 @@ fn derive(config: &ModelConfig, json: &Value, index: Option<&Index>) -> Result<V
     let quantization = &json["quantization_config"]["quant_method"];
     let Some(index) = index else {
         ensure!(
-            quantization.is_null() || config.quantization.is_some(),
-            "{CONFIG_FILE} alone does not say which weights {quantization} has quantized: an index does"
+            quantization.is_null() || quantization == "fbgemm_fp8",
+            "{CONFIG_FILE} alone does not say what scales {quantization} has: an index does"
         );
         return Ok(expected_tensors(config, format, StoredFormat::F32, |linear, layer| {
             linear.is_fp8(config, layer)

@@ -368,14 +368,6 @@ async fn the_status_of_a_cluster_with_and_without_its_gateway() {
     let mut help = Command::new(&plugin);
     let (_, out, _) = run(help.args(["status", "--help"])).await;
     assert!(out.contains("Usage: kubectl herd status"), "{out}");
-
-    let kubeconfig = api_server(folder.path(), Api { report: None }).await;
-    let mut status = herd(&["status", "-o", "json"]);
-    let (well, out, errors) = run(status.env("KUBECONFIG", &kubeconfig)).await;
-    assert!(well, "{errors}");
-    let json: Value = serde_json::from_str(&out).unwrap();
-    assert!(json["problem"].as_str().unwrap().contains("the gateway does not answer"), "{json}");
-    assert_eq!(json["deployments"][0]["pools"][0]["gangs"][0]["phase"], "Ready");
     for (arguments, namespaces) in
         [(&["-n", "elsewhere"][..], &["elsewhere"][..]), (&["-A"], &["elsewhere", "models"])]
     {
@@ -387,6 +379,14 @@ async fn the_status_of_a_cluster_with_and_without_its_gateway() {
             json["deployments"].as_array().unwrap().iter().map(|one| one["namespace"].as_str().unwrap());
         assert_eq!(shown.collect::<Vec<_>>(), namespaces);
     }
+
+    let kubeconfig = api_server(folder.path(), Api { report: None }).await;
+    let mut status = herd(&["status", "-o", "json"]);
+    let (well, out, errors) = run(status.env("KUBECONFIG", &kubeconfig)).await;
+    assert!(well, "{errors}");
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert!(json["problem"].as_str().unwrap().contains("the gateway does not answer"), "{json}");
+    assert_eq!(json["deployments"][0]["pools"][0]["gangs"][0]["phase"], "Ready");
     let mut missing = herd(&["status", "other"]);
     let (well, _, errors) = run(missing.env("KUBECONFIG", &kubeconfig)).await;
     assert!(!well && errors.contains("there is no LlamaDeployment other"), "{errors}");

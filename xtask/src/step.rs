@@ -2,10 +2,17 @@
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader};
-use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// Of a command's output, read and not shown.
+const LINES_AHEAD: usize = 256;
+/// For a line, before a look at whether the command has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// For the rest of the output of a command that has ended: a process it left behind may hold it for ever.
+const LEFT_OPEN: Duration = Duration::from_secs(5);
 
 /// What a step found. A step that is one check counts one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -142,27 +149,55 @@ pub(crate) fn run_watched(command: Command, show: impl FnMut(&str)) -> (bool, St
 /// Runs a command with something as its standard input, and shows each line as it comes.
 pub(crate) fn run_reading(mut command: Command, input: Stdio, mut show: impl FnMut(&str)) -> (bool, String) {
     let mut output = format!("$ {}\n", line_of(&command));
-    let result = (|| {
+    let result = (|| -> io::Result<(ExitStatus, bool)> {
         let (reader, writer) = io::pipe()?;
         command.stdin(input).stdout(writer.try_clone()?).stderr(writer);
         let mut child = command.spawn()?;
         // The command holds the other ends of the pipe: without this the reader would wait for itself.
         drop(command);
-        let mut reader = BufReader::new(reader);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line)? > 0 {
-            let text = String::from_utf8_lossy(&line);
-            show(text.trim());
-            output += &text;
-            line.clear();
+        let lines = lines_of(reader);
+        let mut ended: Option<(ExitStatus, Instant)> = None;
+        loop {
+            match lines.recv_timeout(LOOK_AGAIN) {
+                Ok(line) => {
+                    show(line.trim());
+                    output += &line;
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok((child.wait()?, true)),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            match ended {
+                None => ended = child.try_wait()?.map(|status| (status, Instant::now())),
+                Some((status, at)) if at.elapsed() > LEFT_OPEN => return Ok((status, false)),
+                Some(_) => {}
+            }
         }
-        child.wait()
     })();
     match result {
-        Ok(status) if status.success() => (true, output),
-        Ok(status) => (false, format!("{output}{status}\n")),
+        Ok((_, false)) => {
+            (false, format!("{output}it has ended, and a process that it left behind holds its output\n"))
+        }
+        Ok((status, true)) if status.success() => (true, output),
+        Ok((status, true)) => (false, format!("{output}{status}\n")),
         Err(error) => (false, format!("{output}cannot run it: {error}\n")),
     }
+}
+
+/// Lines as they come. Its reader ends with the last process that can write.
+fn lines_of(reader: io::PipeReader) -> Receiver<String> {
+    let (sender, lines) = sync_channel(LINES_AHEAD);
+    thread::spawn(move || {
+        let mut reader = BufReader::new(reader);
+        let mut line = Vec::new();
+        // What cannot be read has no more to say.
+        while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    lines
 }
 
 /// A command as one would type it.
@@ -208,6 +243,11 @@ mod tests {
         assert_eq!(shell("echo a; echo b >&2"), (true, "$ sh -c echo a; echo b >&2\na\nb\n".into()));
         let (success, output) = shell("echo a; exit 3");
         assert!(!success && output.ends_with("a\nexit status: 3\n"), "{output}");
+        let (success, output) = shell("echo a; sleep 30 &");
+        assert!(
+            !success && output.contains("a\nit has ended, and a process that it left behind"),
+            "{output}"
+        );
         let (success, output) = run(Command::new("/nonexistent/tool"));
         assert!(!success && output.contains("cannot run it"), "{output}");
     }

@@ -65,6 +65,8 @@ func controlPlane(of instance.Instance, state instance.State) []program {
 			"--root-ca-file="+of.PKI("ca.crt"),
 			"--service-account-private-key-file="+of.PKI("service-account.key"),
 			"--cluster-cidr="+network.Pods(),
+			// It makes the folder, which is in /usr unless told otherwise.
+			"--flex-volume-plugin-dir="+of.Dir+"/volume-plugins",
 			"--allocate-node-cidrs=false",
 			"--leader-elect=false",
 			"--kube-api-qps=500",

@@ -168,6 +168,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32) -> DecodeRequest {
             stop_token_ids: Vec::new(),
             top_logprobs: Some(3),
             first_position: 0,
+            shaping: None,
         }),
         prefill_peer: String::new(),
         prefill_epoch: 0,

@@ -25,7 +25,8 @@ async fn start_split(model: &str, parallelism: Parallelism, dtype: Dtype) -> Wor
 
 async fn answer(worker: &Worker, asked: DecodeRequest) -> Answer {
     let mut client = WorkerClient::connect(format!("http://{}", worker.endpoint())).await.unwrap();
-    Answer::read(&mut client.decode(asked).await.unwrap().into_inner()).await.unwrap()
+    let first = asked.sampling.as_ref().unwrap().first_position as usize;
+    Answer::read_from(&mut client.decode(asked).await.unwrap().into_inner(), first).await.unwrap()
 }
 
 fn apart(asked: &DecodeRequest, prefill: &Worker) -> DecodeRequest {

@@ -285,6 +285,7 @@ impl Choice<'_> {
                 stop_token_ids: sampling.stop_ids.clone(),
                 top_logprobs: sampling.logprobs,
                 first_position: said.len() as u32,
+                shaping: Some(sampling.shaping.clone()),
             }),
             prefill_peer: assignment.prefill_peer.clone(),
             prefill_epoch: assignment.prefill_epoch,

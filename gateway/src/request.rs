@@ -50,6 +50,27 @@ pub(crate) struct SamplingRequest {
     pub(crate) logprobs: Option<u32>,
     /// Go on past end-of-sequence tokens.
     pub(crate) ignore_eos: bool,
+    /// What is done to the logits.
+    pub(crate) shaping: ShapingRequest,
+}
+
+/// What is done to logits before a token is drawn; absent and 0 are nothing, unless said otherwise.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ShapingRequest {
+    /// The most likely tokens that are left.
+    pub(crate) top_k: u64,
+    /// Of the most likely one's probability, what a token that is left has at least.
+    pub(crate) min_p: f32,
+    /// Absent: 1.
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Once a token of the answer.
+    pub(crate) presence_penalty: f32,
+    /// Each time it comes.
+    pub(crate) frequency_penalty: f32,
+    /// By token id.
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    /// Without an end-of-sequence token.
+    pub(crate) min_tokens: u64,
 }
 
 /// A front door's names for the fields that can be at fault.
@@ -73,4 +94,6 @@ pub(crate) struct FieldNames {
     pub(crate) logprobs: &'static str,
     /// Choices.
     pub(crate) n: &'static str,
+    /// What stands before the names of all other fields of the sampling.
+    pub(crate) sampling: &'static str,
 }

@@ -2,15 +2,19 @@
 
 use std::time::SystemTime;
 
+use herd_proto::internal::v1 as wire;
 use herd_text::{OutputStream, TextError};
 use tokio::time::Instant;
 
 use crate::fleet::Model;
-use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest};
+use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest, ShapingRequest};
 use crate::{Limits, RequestError};
 
 /// Alternatives a token, at most.
 pub const MAX_LOGPROBS: u32 = 20;
+
+/// Tokens whose logits a request changes, at most.
+const MAX_LOGIT_BIAS: usize = 1024;
 
 /// A request that the model can answer.
 pub(crate) struct ValidatedGeneration {
@@ -36,6 +40,7 @@ pub(crate) struct ValidatedSampling {
     pub(crate) stop: Vec<String>,
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) logprobs: Option<u32>,
+    pub(crate) shaping: wire::Shaping,
 }
 
 impl ValidatedGeneration {
@@ -55,7 +60,8 @@ pub(crate) fn validate(
     drawn_seed: u64,
 ) -> Result<ValidatedGeneration, RequestError> {
     let GenerationRequest { model: _, inputs, n, sampling, request_id, deadline, names } = request;
-    let SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos } = sampling;
+    let SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos, shaping } =
+        sampling;
     let choices = (inputs.len() as u64) * u64::from(n);
     if n == 0 || choices > limits.choices as u64 {
         let message = format!(
@@ -77,6 +83,7 @@ pub(crate) fn validate(
         let message = format!("{} must be at least 1", names.max_tokens);
         return Err(RequestError::invalid(names.max_tokens, message));
     }
+    let shaping = check_shaping(shaping, names.sampling, max_tokens, model.text.vocab_size())?;
     OutputStream::new(&model.text, stop.clone()).map_err(|error| text_error(&names, &error))?;
     let prompts = inputs
         .into_iter()
@@ -88,8 +95,58 @@ pub(crate) fn validate(
         .collect::<Result<Vec<_>, RequestError>>()?;
     let stop_ids = if ignore_eos { Vec::new() } else { model.text.stop_ids().to_vec() };
     let seed = seed.unwrap_or(drawn_seed);
-    let sampling = ValidatedSampling { temperature, top_p, seed, stop, stop_ids, logprobs };
+    let sampling = ValidatedSampling { temperature, top_p, seed, stop, stop_ids, logprobs, shaping };
     Ok(ValidatedGeneration { model, prompts, n, sampling, request_id, deadline })
+}
+
+/// `prefix` stands before the names of the fields.
+fn check_shaping(
+    shaping: ShapingRequest,
+    prefix: &str,
+    max_tokens: Option<u64>,
+    vocab_size: usize,
+) -> Result<wire::Shaping, RequestError> {
+    let ShapingRequest {
+        top_k,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias,
+        min_tokens,
+    } = shaping;
+    let name = |field: &str| format!("{prefix}{field}");
+    let repetition = name("repetition_penalty");
+    if let Some(penalty) = repetition_penalty.filter(|penalty| !(penalty.is_finite() && *penalty > 0.0)) {
+        let message = format!("{repetition} must be a number above 0, not {penalty}");
+        return Err(RequestError::invalid(repetition, message));
+    }
+    let bias = name("logit_bias");
+    if logit_bias.len() > MAX_LOGIT_BIAS {
+        let message = format!("{bias} has {} tokens, at most {MAX_LOGIT_BIAS} are allowed", logit_bias.len());
+        return Err(RequestError::invalid(bias, message));
+    }
+    if let Some((id, _)) = logit_bias.iter().find(|(id, _)| *id as usize >= vocab_size) {
+        let message = format!("{bias}: token {id} is not in the vocabulary of {vocab_size} tokens");
+        return Err(RequestError::invalid(bias, message));
+    }
+    for (_, value) in &logit_bias {
+        in_range(&bias, *value, -100.0, 100.0)?;
+    }
+    if let Some(most) = max_tokens.filter(|most| min_tokens > *most) {
+        let field = name("min_tokens");
+        let message = format!("{field} is {min_tokens}, more than the {most} tokens that there may be");
+        return Err(RequestError::invalid(field, message));
+    }
+    Ok(wire::Shaping {
+        bias: logit_bias.into_iter().map(|(id, bias)| wire::TokenBias { id, bias }).collect(),
+        min_tokens: u32::try_from(min_tokens).unwrap_or(u32::MAX),
+        repetition_penalty,
+        presence_penalty: in_range(&name("presence_penalty"), presence_penalty, -2.0, 2.0)?,
+        frequency_penalty: in_range(&name("frequency_penalty"), frequency_penalty, -2.0, 2.0)?,
+        top_k: u32::try_from(top_k).unwrap_or(u32::MAX),
+        min_p: in_range(&name("min_p"), min_p, 0.0, 1.0)?,
+    })
 }
 
 fn in_range(field: &str, value: f32, low: f32, high: f32) -> Result<f32, RequestError> {

@@ -1,6 +1,6 @@
 //! From wire requests to engine requests, and back to wire events.
 
-use herd_engine::{Engine, FinishReason, SampledToken, SubmitError, TokenLogprob};
+use herd_engine::{Engine, FinishReason, Penalties, SampledToken, Shaping, SubmitError, TokenLogprob};
 use herd_proto::internal::v1 as wire;
 use tonic::Status;
 
@@ -11,6 +11,9 @@ const MAX_TOP_LOGPROBS: u32 = 128;
 
 /// More than any tokenizer has special tokens that end a text; compared with every token.
 const MAX_STOP_IDS: usize = 1024;
+
+/// Tokens whose logits a request changes.
+const MAX_BIAS: usize = 1024;
 
 /// A request this gang can run.
 #[derive(Clone, Debug)]
@@ -63,8 +66,16 @@ impl ValidatedRequest {
 }
 
 fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::Sampling, Status> {
-    let wire::Sampling { max_tokens, temperature, top_p, seed, stop_token_ids, top_logprobs, first_position } =
-        sampling;
+    let wire::Sampling {
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        stop_token_ids,
+        top_logprobs,
+        first_position,
+        shaping,
+    } = sampling;
     let bad =
         |field: &str, problem: String| Err(Status::invalid_argument(format!("sampling.{field}: {problem}")));
     if max_tokens == 0 {
@@ -83,6 +94,10 @@ fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::S
     if top_logprobs > MAX_TOP_LOGPROBS {
         return bad("top_logprobs", format!("{top_logprobs} is not at most {MAX_TOP_LOGPROBS}"));
     }
+    let shaping = shaping_from(shaping.unwrap_or_default());
+    if shaping.bias.len() > MAX_BIAS {
+        return bad("shaping.bias", format!("{} are more than {MAX_BIAS}", shaping.bias.len()));
+    }
     Ok(herd_engine::Sampling {
         max_tokens: max_tokens as usize,
         temperature,
@@ -92,7 +107,46 @@ fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::S
         stop_ids: stop_token_ids,
         top_logprobs: top_logprobs as usize,
         first_position: first_position as usize,
+        shaping,
     })
+}
+
+/// The engine checks the numbers.
+fn shaping_from(shaping: wire::Shaping) -> Shaping {
+    let wire::Shaping {
+        bias,
+        min_tokens,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        top_k,
+        min_p,
+    } = shaping;
+    Shaping {
+        bias: bias.into_iter().map(|wire::TokenBias { id, bias }| (id, bias)).collect(),
+        min_tokens: min_tokens as usize,
+        penalties: Penalties {
+            repetition: repetition_penalty.unwrap_or(1.0),
+            presence: presence_penalty,
+            frequency: frequency_penalty,
+        },
+        top_k: top_k as usize,
+        min_p,
+    }
+}
+
+fn shaping_to(shaping: &Shaping) -> wire::Shaping {
+    let Shaping { bias, min_tokens, penalties, top_k, min_p } = shaping;
+    let Penalties { repetition, presence, frequency } = *penalties;
+    wire::Shaping {
+        bias: bias.iter().map(|&(id, bias)| wire::TokenBias { id, bias }).collect(),
+        min_tokens: *min_tokens as u32,
+        repetition_penalty: Some(repetition),
+        presence_penalty: presence,
+        frequency_penalty: frequency,
+        top_k: *top_k as u32,
+        min_p: *min_p,
+    }
 }
 
 /// As it was before [`sampling_from`].
@@ -106,6 +160,7 @@ pub(crate) fn sampling_to(sampling: &herd_engine::Sampling) -> wire::Sampling {
         stop_ids,
         top_logprobs,
         first_position,
+        shaping,
     } = sampling;
     wire::Sampling {
         max_tokens: *max_tokens as u32,
@@ -115,6 +170,7 @@ pub(crate) fn sampling_to(sampling: &herd_engine::Sampling) -> wire::Sampling {
         stop_token_ids: stop_ids.clone(),
         top_logprobs: Some(*top_logprobs as u32),
         first_position: *first_position as u32,
+        shaping: Some(shaping_to(shaping)),
     }
 }
 
@@ -151,6 +207,15 @@ mod tests {
             stop_token_ids: vec![2, 3],
             top_logprobs: Some(4),
             first_position: 7,
+            shaping: Some(wire::Shaping {
+                bias: vec![wire::TokenBias { id: 4, bias: -1.5 }],
+                min_tokens: 5,
+                repetition_penalty: Some(1.1),
+                presence_penalty: 0.5,
+                frequency_penalty: 0.25,
+                top_k: 40,
+                min_p: 0.05,
+            }),
         }
     }
 
@@ -170,6 +235,16 @@ mod tests {
             ("top_p", wire::Sampling { top_p: 1.1, ..sampling() }),
             ("stop_token_ids", wire::Sampling { stop_token_ids: vec![0; MAX_STOP_IDS + 1], ..sampling() }),
             ("top_logprobs", wire::Sampling { top_logprobs: Some(MAX_TOP_LOGPROBS + 1), ..sampling() }),
+            (
+                "shaping.bias",
+                wire::Sampling {
+                    shaping: Some(wire::Shaping {
+                        bias: vec![wire::TokenBias::default(); MAX_BIAS + 1],
+                        ..wire::Shaping::default()
+                    }),
+                    ..sampling()
+                },
+            ),
         ] {
             let status = sampling_from(bad, 0).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument);

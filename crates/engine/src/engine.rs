@@ -10,7 +10,9 @@ use tokio::sync::{mpsc, watch};
 use crate::inbox::{Reporter, Shared};
 use crate::observer::Unobserved;
 use crate::step_loop::StepLoop;
-use crate::{Executor, KvStore, Observer, Reservation, Reserving, SampledToken, Sampling, Sequence};
+use crate::{
+    Executor, KvStore, Observer, Penalties, Reservation, Reserving, SampledToken, Sampling, Sequence, Shaping,
+};
 
 /// A request the engine does not take.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -252,6 +254,7 @@ impl Engine {
             stop_ids: _,
             top_logprobs,
             first_position: _,
+            shaping: Shaping { bias, min_tokens: _, penalties, top_k: _, min_p },
         } = sampling;
         let bad = |field, value, expected| Err(SubmitError::BadSampling { field, value, expected });
         if *max_tokens == 0 {
@@ -265,6 +268,24 @@ impl Engine {
         }
         if *top_logprobs > self.inner.vocab_size {
             return bad("top_logprobs", *top_logprobs as f64, "at most the vocabulary size");
+        }
+        if let Some((id, _)) = bias.iter().find(|(id, _)| *id as usize >= self.inner.vocab_size) {
+            return bad("bias", f64::from(*id), "a token of the vocabulary");
+        }
+        if let Some((_, bias)) = bias.iter().find(|(_, bias)| !bias.is_finite()) {
+            return bad("bias", f64::from(*bias), "a number");
+        }
+        let Penalties { repetition, presence, frequency } = *penalties;
+        if !(repetition.is_finite() && repetition > 0.0) {
+            return bad("repetition_penalty", f64::from(repetition), "a number above 0");
+        }
+        for (field, penalty) in [("presence_penalty", presence), ("frequency_penalty", frequency)] {
+            if !penalty.is_finite() {
+                return bad(field, f64::from(penalty), "a number");
+            }
+        }
+        if !(0.0..=1.0).contains(min_p) {
+            return bad("min_p", f64::from(*min_p), "at least 0 and at most 1");
         }
         Ok(())
     }

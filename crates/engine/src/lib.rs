@@ -17,6 +17,7 @@ mod philox;
 mod request;
 mod sampler;
 mod sequence;
+mod shaping;
 mod step_loop;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
@@ -35,3 +36,4 @@ pub use observer::{Observer, StepDone};
 pub use request::{Event, FinishReason, SampledToken, Sampling, TokenLogprob};
 pub use sampler::{SampleError, sample};
 pub use sequence::{Reservation, Reserving, Sequence};
+pub use shaping::{History, Penalties, Shaping};

@@ -1,5 +1,7 @@
 //! What a request asks of the engine and what comes back: token ids only, one choice a request.
 
+use crate::Shaping;
+
 /// How tokens are drawn and when to stop. Random numbers are a function of (seed, choice, position) alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
@@ -20,6 +22,8 @@ pub struct Sampling {
     /// Tokens of the choice that the prompt ends with: a choice that another engine began. Positions go on from there, and
     /// with them the random numbers; `max_tokens` is what is left to generate.
     pub first_position: usize,
+    /// What is done to the logits before.
+    pub shaping: Shaping,
 }
 
 /// A token id and its natural log probability in the distribution before temperature.

@@ -1,10 +1,11 @@
-//! From a row of logits to a token. What is drawn depends on the logits, the sampling parameters and (seed, choice, position)
-//! alone: the same on every gang, in any batch, after any resume.
+//! From a row of logits to a token. What is drawn depends on the logits, the sampling parameters, the tokens that came before and
+//! (seed, choice, position) alone: the same on every gang, in any batch, after any resume.
 
 use std::cmp::Ordering;
 
 use crate::philox::uniform;
-use crate::{SampledToken, Sampling, TokenLogprob};
+use crate::shaping::shaped;
+use crate::{History, SampledToken, Sampling, Shaping, TokenLogprob};
 
 /// Logits no token can be drawn from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,17 +23,27 @@ pub enum SampleError {
 
 /// Draws the token at `position` from a row of logits.
 ///
-/// Temperature divides the logits, then `top_p` keeps the smallest set of most likely tokens whose probability reaches it,
-/// equal ones by rising id. Log probabilities are of the logits as they are, before either.
-pub fn sample(logits: &[f32], sampling: &Sampling, position: usize) -> Result<SampledToken, SampleError> {
-    let (argmax, max) = largest(logits)?;
-    let normalizer = log_sum_exp(logits, max);
+/// The logits are shaped first, see [`Shaping`]; of what has come before `history` tells, where the penalties ask. Temperature
+/// divides them, `top_k` and `min_p` leave the most likely tokens, and of these `top_p` the smallest set of most likely ones
+/// whose probability reaches it, equal ones by rising id. Log probabilities are of the logits as they are, before all of it.
+pub fn sample(
+    logits: &[f32],
+    sampling: &Sampling,
+    position: usize,
+    history: Option<&History>,
+) -> Result<SampledToken, SampleError> {
+    let raw = largest(logits)?;
+    let normalizer = log_sum_exp(logits, raw.1);
     let logprob =
         |id: u32| TokenLogprob { id, logprob: (f64::from(logits[id as usize]) - normalizer) as f32 };
 
+    let shaped = shaped(logits, sampling, position, history);
+    let (row, (argmax, max)) = match &shaped {
+        Some(row) => (row.as_slice(), largest(row)?),
+        None => (logits, raw),
+    };
     let id = if sampling.temperature > 0.0 {
-        let number = uniform(sampling.seed, sampling.choice, position);
-        draw(logits, max, f64::from(sampling.temperature), f64::from(sampling.top_p), number)
+        draw(row, max, sampling, uniform(sampling.seed, sampling.choice, position))
     } else {
         argmax
     };
@@ -79,9 +90,25 @@ fn most_likely(logits: &[f32], count: usize) -> Vec<u32> {
 }
 
 /// Inverts the cumulative distribution at `number`, which lies in `[0, 1)`.
-fn draw(logits: &[f32], max: f32, temperature: f64, top_p: f64, number: f64) -> u32 {
+fn draw(logits: &[f32], max: f32, sampling: &Sampling, number: f64) -> u32 {
+    let (temperature, top_p) = (f64::from(sampling.temperature), f64::from(sampling.top_p));
+    let &Shaping { top_k, min_p, .. } = &sampling.shaping;
+    // That of the most likely token is 1.
     let weight = |id: u32| ((f64::from(logits[id as usize]) - f64::from(max)) / temperature).exp();
     let all = || 0..logits.len() as u32;
+    let mut left = if top_k == 0 { logits.len() } else { top_k };
+    if min_p > 0.0 {
+        left = left.min(all().filter(|id| weight(*id) >= f64::from(min_p)).count());
+    }
+    if left < logits.len() {
+        let mut ids = most_likely(logits, left.max(1));
+        let total: f64 = ids.iter().map(|&id| weight(id)).sum();
+        if let Some(last) = reaches(&ids, weight, total * top_p) {
+            ids.truncate(last + 1);
+        }
+        let total = ids.iter().map(|&id| weight(id)).sum::<f64>();
+        return invert(ids.iter().copied(), weight, total * number);
+    }
     let total: f64 = all().map(weight).sum();
     if top_p < 1.0 {
         let nucleus = nucleus(logits, weight, total * top_p);
@@ -110,18 +137,22 @@ fn invert(ids: impl Iterator<Item = u32>, weight: impl Fn(u32) -> f64, target: f
     last
 }
 
+/// Where the running sum of weights reaches `enough`.
+fn reaches(ids: &[u32], weight: impl Fn(u32) -> f64, enough: f64) -> Option<usize> {
+    let mut sum = 0.0;
+    ids.iter().position(|&id| {
+        sum += weight(id);
+        sum >= enough
+    })
+}
+
 /// The shortest run of most likely ids whose weights reach `enough`, most likely first; one at least.
 fn nucleus(logits: &[f32], weight: impl Fn(u32) -> f64, enough: f64) -> Vec<u32> {
     // A vocabulary is long and a nucleus short, so sorting everything is the exception.
     let mut count = 64;
     loop {
         let mut ids = most_likely(logits, count);
-        let mut sum = 0.0;
-        let reached = ids.iter().position(|&id| {
-            sum += weight(id);
-            sum >= enough
-        });
-        match reached {
+        match reaches(&ids, &weight, enough) {
             Some(last) => {
                 ids.truncate(last + 1);
                 return ids;
@@ -135,6 +166,7 @@ fn nucleus(logits: &[f32], weight: impl Fn(u32) -> f64, enough: f64) -> Vec<u32>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Penalties;
 
     const SAMPLING: Sampling = Sampling {
         first_position: 0,
@@ -145,7 +177,18 @@ mod tests {
         choice: 0,
         stop_ids: Vec::new(),
         top_logprobs: 0,
+        shaping: Shaping {
+            bias: Vec::new(),
+            min_tokens: 0,
+            penalties: Penalties { repetition: 1.0, presence: 0.0, frequency: 0.0 },
+            top_k: 0,
+            min_p: 0.0,
+        },
     };
+
+    fn sample(logits: &[f32], sampling: &Sampling, position: usize) -> Result<SampledToken, SampleError> {
+        super::sample(logits, sampling, position, None)
+    }
 
     /// Pearson's statistic of `draws` tokens against the probabilities they should have.
     fn chi_square(logits: &[f32], sampling: &Sampling, expected: &[f64], draws: usize) -> f64 {
@@ -221,6 +264,46 @@ mod tests {
             let statistic = chi_square(&LOGITS, &sampling, &expected, 10_000);
             assert!(statistic < 13.9, "{statistic} at top_p {top_p}");
         }
+    }
+
+    #[test]
+    fn top_k_and_min_p_leave_the_most_likely_and_top_p_is_of_these() {
+        // Probabilities 0.38, 0.23, 0.14, 0.085 ... of ids 3, 1, 5, 4 ...; of the largest, 0.61, 0.37, 0.22 ...
+        let p = softmax(&LOGITS, 1.0);
+        for (top_k, min_p, top_p, ids) in [
+            (2, 0.0, 1.0, vec![3, 1]),
+            (0, 0.3, 1.0, vec![3, 1, 5]),
+            (2, 0.3, 1.0, vec![3, 1]),
+            (100, 0.5, 1.0, vec![3, 1]),
+            // Of 0.62 + 0.38 the first reaches 0.6; of all tokens it would take two.
+            (2, 0.0, 0.6, vec![3]),
+            (0, 0.3, 0.8, vec![3, 1]),
+            (1, 0.0, 1.0, vec![3]),
+        ] {
+            let total: f64 = ids.iter().map(|&id: &usize| p[id]).sum();
+            let mut expected = vec![0.0; LOGITS.len()];
+            for &id in &ids {
+                expected[id] = p[id] / total;
+            }
+            let shaping = Shaping { top_k, min_p, ..Shaping::default() };
+            let sampling = Sampling { top_p, shaping, ..SAMPLING };
+            let statistic = chi_square(&LOGITS, &sampling, &expected, 10_000);
+            assert!(statistic < 13.9, "{statistic} at top_k {top_k}, min_p {min_p}, top_p {top_p}");
+        }
+    }
+
+    #[test]
+    fn log_probabilities_are_of_logits_that_nothing_has_shaped() {
+        let shaping = Shaping { bias: vec![(2, 100.0)], ..Shaping::default() };
+        let sampling = Sampling { top_logprobs: 1, temperature: 0.0, shaping, ..SAMPLING };
+        let sampled = sample(&LOGITS, &sampling, 0).unwrap();
+        assert_eq!((sampled.token.id, sampled.top[0].id), (2, 3));
+        let expected = softmax(&LOGITS, 1.0)[2].ln();
+        assert!((f64::from(sampled.token.logprob) - expected).abs() < 1e-6);
+        // What is forbidden is not drawn, also where nothing is left.
+        let all = (0..8).map(|id| (id, f32::NEG_INFINITY)).collect();
+        let none = Sampling { shaping: Shaping { bias: all, ..Shaping::default() }, ..SAMPLING };
+        assert_eq!(sample(&LOGITS, &none, 0).unwrap_err(), SampleError::NotFinite);
     }
 
     #[test]

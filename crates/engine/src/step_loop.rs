@@ -10,7 +10,7 @@ use herd_scheduler::{Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, S
 
 use crate::inbox::{Command, Reporter, Shared};
 use crate::sampler::sample;
-use crate::{Event, Executor, FinishReason, Observer, SampledToken, StepDone};
+use crate::{Event, Executor, FinishReason, History, Observer, SampledToken, StepDone};
 
 pub(crate) struct StepLoop {
     scheduler: Scheduler,
@@ -32,6 +32,8 @@ struct Running {
     queued: Option<Instant>,
     /// When there was a token last.
     last_token: Option<Instant>,
+    /// Where its sampling asks for it.
+    history: Option<History>,
 }
 
 impl StepLoop {
@@ -62,9 +64,9 @@ impl StepLoop {
         };
         for command in self.shared.stop(&reason) {
             if let Command::Submit(id, work, reporter, came) = command {
-                self.admit(id, work.prompt_tokens(), reporter, Some(came));
+                self.admit(id, work.prompt_tokens(), work.prompt(), reporter, Some(came));
             } else if let Command::Decode(id, from, reporter) = command {
-                self.admit(id, from.prompt.len(), reporter, None);
+                self.admit(id, from.prompt.len(), &from.prompt, reporter, None);
             }
         }
         for running in self.sequences.values() {
@@ -104,17 +106,17 @@ impl StepLoop {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(id, work, reporter, came) => {
-                let prompt_tokens = work.prompt_tokens();
-                self.admit(id, prompt_tokens, reporter, Some(came));
+                self.admit(id, work.prompt_tokens(), work.prompt(), reporter, Some(came));
                 if let Err(refused) = self.scheduler.submit(id, work) {
                     self.events.push((id, Event::Failed(refused.to_string())));
                 }
             }
             Command::Decode(id, from, reporter) => {
-                let generated = from.generated;
-                self.admit(id, from.prompt.len(), reporter, None);
+                let (generated, first) = (from.generated, from.first);
+                self.admit(id, from.prompt.len(), &from.prompt, reporter, None);
                 if let Some(running) = self.sequences.get_mut(&id) {
                     running.position += generated;
+                    running.remember(first);
                     running.last_token = Some(Instant::now());
                 }
                 match self.scheduler.decode(id, from) {
@@ -131,9 +133,18 @@ impl StepLoop {
     }
 
     /// `queued`: in the queue since then.
-    fn admit(&mut self, id: SequenceId, prompt_tokens: usize, reporter: Reporter, queued: Option<Instant>) {
+    fn admit(
+        &mut self,
+        id: SequenceId,
+        prompt_tokens: usize,
+        prompt: &[u32],
+        reporter: Reporter,
+        queued: Option<Instant>,
+    ) {
         let position = reporter.sampling.as_ref().map_or(0, |sampling| sampling.first_position);
-        self.sequences.insert(id, Running { reporter, prompt_tokens, position, queued, last_token: None });
+        let history = reporter.sampling.as_ref().and_then(|sampling| History::new(sampling, prompt));
+        let running = Running { reporter, prompt_tokens, position, queued, last_token: None, history };
+        self.sequences.insert(id, running);
     }
 
     fn fail(&mut self, id: SequenceId, why: String) {
@@ -160,7 +171,7 @@ impl StepLoop {
                 self.events.push((id, Event::Computed { computed }));
             }
             if let (Some(row), Some(sampling)) = (row, &running.reporter.sampling) {
-                match sample(row, sampling, running.position) {
+                match sample(row, sampling, running.position, running.history.as_ref()) {
                     Ok(sampled) => {
                         running.position += 1;
                         if let Some(last) = running.last_token.replace(now) {
@@ -168,6 +179,7 @@ impl StepLoop {
                         }
                         let SampledToken { token, .. } = sampled;
                         let stop = sampling.stop_ids.contains(&token.id);
+                        running.remember(token.id);
                         self.events.push((id, Event::Token(sampled)));
                         if let Some(ended) = self.scheduler.sampled(id, token.id, stop) {
                             self.events.push((id, Event::Finished(reason(ended))));
@@ -196,6 +208,13 @@ impl StepLoop {
 }
 
 impl Running {
+    /// A token of the choice.
+    fn remember(&mut self, token: u32) {
+        if let Some(history) = &mut self.history {
+            history.push(token);
+        }
+    }
+
     /// Never fails for want of room: the channel was made for all events the sequence can emit. A reader that is gone has
     /// its release in the inbox.
     fn send(&self, event: Event) {

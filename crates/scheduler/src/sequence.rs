@@ -37,6 +37,14 @@ impl Work {
         }
     }
 
+    /// The prompt's ids, where they are known.
+    pub fn prompt(&self) -> &[u32] {
+        match self {
+            Self::Generate { prompt, .. } | Self::Prefill { prompt } => prompt,
+            Self::Reserve { .. } => &[],
+        }
+    }
+
     /// Tokens whose KV may have to be kept beside the prompt's. The one token of a prefill is computed elsewhere.
     pub(crate) fn generated_tokens(&self) -> usize {
         match self {

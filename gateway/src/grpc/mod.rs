@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use crate::RequestError;
 use crate::gateway::{GatewayError, Parts, Submitted};
 use crate::observe::Api;
-use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest};
+use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest, ShapingRequest};
 use crate::request_id;
 use crate::task::OwnedTask;
 
@@ -35,6 +35,7 @@ const NAMES: FieldNames = FieldNames {
     stop: "sampling.stop",
     logprobs: "sampling.logprobs",
     n: "n",
+    sampling: "sampling.",
 };
 
 /// Serves on `listener` until `closing` says otherwise, then until the last request has ended.
@@ -175,10 +176,34 @@ fn convert(
             return Err(RequestError::invalid("input", "input is missing: set one of text, tokens, chat"));
         }
     };
-    let wire::Sampling { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos } =
-        sampling.unwrap_or_default();
+    let wire::Sampling {
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        stop,
+        logprobs,
+        ignore_eos,
+        top_k,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias,
+        min_tokens,
+    } = sampling.unwrap_or_default();
     let max_tokens = max_tokens.map(u64::from);
-    let sampling = SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos };
+    let shaping = ShapingRequest {
+        top_k: u64::from(top_k),
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias: logit_bias.into_iter().collect(),
+        min_tokens: u64::from(min_tokens),
+    };
+    let sampling =
+        SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos, shaping };
     Ok(GenerationRequest {
         model,
         inputs: vec![input],

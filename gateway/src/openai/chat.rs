@@ -23,6 +23,7 @@ const NAMES: FieldNames = FieldNames {
     stop: "stop",
     logprobs: "top_logprobs",
     n: "n",
+    sampling: "",
 };
 
 /// Reads a chat request.

@@ -22,6 +22,7 @@ const NAMES: FieldNames = FieldNames {
     stop: "stop",
     logprobs: "logprobs",
     n: "n",
+    sampling: "",
 };
 
 /// Reads a completion request.

@@ -1,10 +1,11 @@
 //! What the two OpenAI methods have in common in their requests.
 
+use serde_json::Value;
 use tokio::time::Instant;
 
-use super::fields::Fields;
+use super::fields::{Fields, wrong};
 use crate::RequestError;
-use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest};
+use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest, ShapingRequest};
 
 /// Known to clients of OpenAI, `vLLM` and `SGLang`, not served here; each with the values that ask for nothing.
 const UNSERVED: &[(&str, &[&str])] = &[
@@ -13,13 +14,6 @@ const UNSERVED: &[(&str, &[&str])] = &[
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
     ("response_format", &[r#"{"type":"text"}"#]),
-    ("logit_bias", &["{}"]),
-    ("presence_penalty", &["0"]),
-    ("frequency_penalty", &["0"]),
-    ("repetition_penalty", &["1"]),
-    ("top_k", &["0", "-1"]),
-    ("min_p", &["0"]),
-    ("min_tokens", &["0"]),
     ("stop_token_ids", &["[]"]),
     ("include_stop_str_in_output", &["false"]),
     ("skip_special_tokens", &["true"]),
@@ -48,6 +42,33 @@ const UNSERVED: &[(&str, &[&str])] = &[
     ("truncate_prompt_tokens", &[]),
     ("priority", &["0"]),
 ];
+
+/// -1 is all, as `vLLM` has it.
+fn top_k(value: Option<Value>) -> Result<u64, RequestError> {
+    let Some(value) = value else { return Ok(0) };
+    match value.as_i64() {
+        Some(-1) => Ok(0),
+        Some(top_k) if top_k >= 0 => Ok(top_k.cast_unsigned()),
+        _ => Err(wrong("top_k", "a whole number of at least -1", &value)),
+    }
+}
+
+/// Token ids as JSON has them for keys: strings.
+fn logit_bias(value: Option<Value>) -> Result<Vec<(u32, f32)>, RequestError> {
+    let entries = match value {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(entries)) => entries,
+        Some(other) => return Err(wrong("logit_bias", "an object of token ids", &other)),
+    };
+    let entry = |(token, bias): (String, Value)| {
+        let id = token.parse().map_err(|_| {
+            RequestError::invalid("logit_bias", format!("logit_bias: {token:?} is no token id"))
+        })?;
+        let bias = bias.as_f64().ok_or_else(|| wrong("logit_bias", "of numbers", &bias))?;
+        Ok((id, bias as f32))
+    };
+    entries.into_iter().map(entry).collect()
+}
 
 /// How the answer is to be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,6 +128,15 @@ pub(crate) fn parse(
         stop: fields.strings("stop")?,
         logprobs,
         ignore_eos: fields.bool("ignore_eos")?,
+        shaping: ShapingRequest {
+            top_k: top_k(fields.take("top_k"))?,
+            min_p: fields.number("min_p")?.unwrap_or(0.0),
+            repetition_penalty: fields.number("repetition_penalty")?,
+            presence_penalty: fields.number("presence_penalty")?.unwrap_or(0.0),
+            frequency_penalty: fields.number("frequency_penalty")?.unwrap_or(0.0),
+            logit_bias: logit_bias(fields.take("logit_bias"))?,
+            min_tokens: fields.count("min_tokens")?.unwrap_or(0),
+        },
     };
     let stream = fields.bool("stream")?;
     let mut delivery =
@@ -117,18 +147,16 @@ pub(crate) fn parse(
             let message = "stream_options is only allowed when stream is true";
             return Err(RequestError::invalid("stream_options", message));
         }
-        Some(serde_json::Value::Object(options)) => {
+        Some(Value::Object(options)) => {
             let flag = |name: &str| match options.get(name) {
-                None | Some(serde_json::Value::Null) => Ok(false),
-                Some(serde_json::Value::Bool(value)) => Ok(*value),
-                Some(other) => {
-                    Err(super::fields::wrong(&format!("stream_options.{name}"), "true or false", other))
-                }
+                None | Some(Value::Null) => Ok(false),
+                Some(Value::Bool(value)) => Ok(*value),
+                Some(other) => Err(wrong(&format!("stream_options.{name}"), "true or false", other)),
             };
             delivery.include_usage = flag("include_usage")?;
             delivery.continuous_usage = flag("continuous_usage_stats")?;
         }
-        Some(other) => return Err(super::fields::wrong("stream_options", "an object", &other)),
+        Some(other) => return Err(wrong("stream_options", "an object", &other)),
     }
     fields.refuse(UNSERVED)?;
     let ignored = fields.rest().take(MAX_IGNORED).map(cut).collect();

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use crate::support::scripted::{all, finished, leader, says, started, tokens};
 use crate::support::{gateway, text_model};
 use herd_proto::internal::v1::finished::Reason;
+use herd_proto::internal::v1::{Shaping, TokenBias};
+use herd_proto::v1;
 
 const COMPLETIONS: &str = "/v1/completions";
 
@@ -47,6 +49,49 @@ async fn every_kind_of_prompt_is_taken_and_ids_are_taken_verbatim() {
             expected.iter().flat_map(|ids| [(ids.clone(), 0), (ids.clone(), 1)]).collect();
         wanted.sort();
         assert_eq!(keys, wanted);
+    }
+}
+
+/// What is asked of the logits reaches the gang as it was asked, through either door.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_doors_ask_the_same_of_the_logits() {
+    let worker = leader(says("yes")).start().await;
+    let running = gateway(&[&worker.address]).await;
+    let body = json!({"model": "tiny", "prompt": [5], "top_k": 40, "min_p": 0.25, "repetition_penalty": 1.5,
+        "presence_penalty": 0.5, "frequency_penalty": -0.75, "logit_bias": {"7": -100}, "min_tokens": 3});
+    assert_eq!(running.post(COMPLETIONS, &body).await.status, 200);
+    let sampling = v1::Sampling {
+        top_k: 40,
+        min_p: 0.25,
+        repetition_penalty: Some(1.5),
+        presence_penalty: 0.5,
+        frequency_penalty: -0.75,
+        logit_bias: [(7, -100.0)].into(),
+        min_tokens: 3,
+        ..v1::Sampling::default()
+    };
+    let input = v1::generate_request::Input::Tokens(v1::TokenIds { ids: vec![5] });
+    let asked = v1::GenerateRequest {
+        model: "tiny".to_owned(),
+        input: Some(input),
+        sampling: Some(sampling),
+        ..v1::GenerateRequest::default()
+    };
+    let mut events = running.grpc().await.generate(asked).await.unwrap().into_inner();
+    while events.message().await.unwrap().is_some() {}
+    let expected = Shaping {
+        bias: vec![TokenBias { id: 7, bias: -100.0 }],
+        min_tokens: 3,
+        repetition_penalty: Some(1.5),
+        presence_penalty: 0.5,
+        frequency_penalty: -0.75,
+        top_k: 40,
+        min_p: 0.25,
+    };
+    let calls = worker.calls();
+    assert_eq!(calls.len(), 2);
+    for call in calls {
+        assert_eq!(call.sampling.unwrap().shaping.as_ref(), Some(&expected));
     }
 }
 

@@ -135,6 +135,16 @@ async fn bad_requests_are_refused_by_name() {
             "sampling.logprobs",
         ),
         (stops(""), Code::InvalidArgument, "sampling.stop"),
+        (
+            with(Sampling { presence_penalty: f32::NAN, ..Sampling::default() }),
+            Code::InvalidArgument,
+            "sampling.presence_penalty",
+        ),
+        (
+            with(Sampling { logit_bias: [(5000, 1.0)].into(), ..Sampling::default() }),
+            Code::InvalidArgument,
+            "sampling.logit_bias: token 5000",
+        ),
         (GenerateRequest { n: 129, ..text("x") }, Code::InvalidArgument, "n must be"),
     ];
     for (request, code, message) in cases {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
-use herd_proto::internal::v1::{DecodeRequest, GetBundleRequest};
+use herd_proto::internal::v1::{DecodeRequest, GetBundleRequest, Shaping, TokenBias};
 use herd_worker::{Backend, CpuBackend, KvSize, Worker, WorkerOptions};
 
 use crate::gangs::{Answer, prompt, request};
@@ -25,7 +25,8 @@ async fn start_split(model: &str, parallelism: Parallelism, dtype: Dtype) -> Wor
 
 async fn answer(worker: &Worker, asked: DecodeRequest) -> Answer {
     let mut client = WorkerClient::connect(format!("http://{}", worker.endpoint())).await.unwrap();
-    Answer::read(&mut client.decode(asked).await.unwrap().into_inner()).await.unwrap()
+    let first = asked.sampling.as_ref().unwrap().first_position as usize;
+    Answer::read_from(&mut client.decode(asked).await.unwrap().into_inner(), first).await.unwrap()
 }
 
 fn apart(asked: &DecodeRequest, prefill: &Worker) -> DecodeRequest {
@@ -62,6 +63,61 @@ async fn apart_equals_together_to_the_bit_at_equal_degree() {
             }
         }
     }
+}
+
+/// Everything that is done to logits at once, and at a temperature.
+fn shaped(mut asked: DecodeRequest) -> DecodeRequest {
+    asked.sampling.as_mut().unwrap().shaping = Some(Shaping {
+        bias: vec![TokenBias { id: 5, bias: 3.0 }],
+        min_tokens: 4,
+        repetition_penalty: Some(1.2),
+        presence_penalty: 0.5,
+        frequency_penalty: 0.5,
+        top_k: 50,
+        min_p: 0.01,
+    });
+    asked
+}
+
+#[tokio::test]
+async fn what_has_come_counts_wherever_it_was_computed() {
+    let model = "tiny-llama31-bf16";
+    let (prefill, decode) = (start(model, 1, Dtype::F32).await, start(model, 1, Dtype::F32).await);
+    let asked = shaped(asked(0.9));
+    let whole = answer(&decode, asked.clone()).await;
+    assert_eq!(whole.ids.len(), 24);
+    assert_eq!(answer(&decode, apart(&asked, &prefill)).await, whole);
+    // Another gang goes on from what has come, and so from what the penalties count.
+    for said in [1, 3, 11] {
+        let mut rest = asked.clone();
+        rest.prompt.extend(&whole.ids[..said]);
+        let sampling = rest.sampling.as_mut().unwrap();
+        (sampling.first_position, sampling.max_tokens) = (said as u32, 24 - said as u32);
+        for rest in [rest.clone(), apart(&rest, &prefill)] {
+            assert_eq!(answer(&decode, rest).await.ids, whole.ids[said..], "after {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_penalty_keeps_tokens_from_coming_again() {
+    let worker = start("tiny-llama31-bf16", 1, Dtype::F32).await;
+    let with = |shaping: Shaping| {
+        let mut asked = asked(0.0);
+        asked.sampling.as_mut().unwrap().shaping = Some(shaping);
+        answer(&worker, asked)
+    };
+    let plain = with(Shaping::default()).await.ids;
+    let distinct = |ids: &[u32]| ids.iter().collect::<std::collections::HashSet<_>>().len();
+    assert!(distinct(&plain) < 24, "{plain:?}");
+    let once = with(Shaping { presence_penalty: 1e6, ..Shaping::default() }).await.ids;
+    assert_eq!(distinct(&once), 24);
+    let bias = vec![TokenBias { id: 77, bias: 1e6 }];
+    assert_eq!(with(Shaping { bias, ..Shaping::default() }).await.ids, [77; 24]);
+    // The most likely one alone is what greedy takes.
+    let mut warm = asked(1.5);
+    warm.sampling.as_mut().unwrap().shaping = Some(Shaping { top_k: 1, ..Shaping::default() });
+    assert_eq!(answer(&worker, warm).await.ids, plain);
 }
 
 #[tokio::test]

@@ -129,13 +129,18 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) async fn read(events: &mut Streaming<DecodeEvent>) -> Result<Self, Status> {
+        Self::read_from(events, 0).await
+    }
+
+    /// Of a choice that goes on at a position.
+    pub(crate) async fn read_from(events: &mut Streaming<DecodeEvent>, first: usize) -> Result<Self, Status> {
         let mut answer = Self::default();
         while let Some(event) = soon(events.message()).await? {
             assert_eq!(answer.finished, None, "nothing comes after the end");
             match event.event.unwrap() {
                 Event::Started(_) => answer.started = true,
                 Event::Tokens(tokens) => {
-                    assert_eq!(tokens.position as usize, answer.ids.len());
+                    assert_eq!(tokens.position as usize, first + answer.ids.len());
                     for token in tokens.tokens {
                         answer.ids.push(token.id);
                         let own = (token.id, token.logprob.to_bits());
@@ -168,6 +173,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32) -> DecodeRequest {
             stop_token_ids: Vec::new(),
             top_logprobs: Some(3),
             first_position: 0,
+            shaping: None,
         }),
         prefill_peer: String::new(),
         prefill_epoch: 0,

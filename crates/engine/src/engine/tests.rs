@@ -45,7 +45,16 @@ fn greedy(max_tokens: usize) -> Sampling {
         stop_ids: Vec::new(),
         top_logprobs: 0,
         first_position: 0,
+        shaping: Shaping::default(),
     }
+}
+
+fn shaped(shaping: Shaping) -> Sampling {
+    Sampling { shaping, ..greedy(1) }
+}
+
+fn penalized(penalties: Penalties) -> Sampling {
+    shaped(Shaping { penalties, ..Shaping::default() })
 }
 
 /// Tokens that look like nothing else's.
@@ -144,6 +153,12 @@ async fn bad_requests_are_refused_with_their_cause() {
         (Sampling { top_p: 1.1, ..greedy(1) }, "top_p"),
         (Sampling { top_p: f32::NAN, ..greedy(1) }, "top_p"),
         (Sampling { top_logprobs: 1001, ..greedy(1) }, "top_logprobs"),
+        (shaped(Shaping { bias: vec![(1000, 0.0)], ..Shaping::default() }), "bias"),
+        (shaped(Shaping { bias: vec![(1, f32::NAN)], ..Shaping::default() }), "bias"),
+        (shaped(Shaping { min_p: 1.5, ..Shaping::default() }), "min_p"),
+        (penalized(Penalties { repetition: 0.0, ..Penalties::default() }), "repetition_penalty"),
+        (penalized(Penalties { presence: f32::INFINITY, ..Penalties::default() }), "presence_penalty"),
+        (penalized(Penalties { frequency: f32::NAN, ..Penalties::default() }), "frequency_penalty"),
     ] {
         let error = refused(vec![1], sampling);
         assert!(matches!(error, SubmitError::BadSampling { field, .. } if field == name), "{error}");
@@ -192,6 +207,17 @@ async fn prompts_run_beside_generation() {
     control.open();
 }
 
+fn shaping(kind: usize) -> Shaping {
+    let none = Shaping::default();
+    match kind {
+        0 => none,
+        1 => Shaping { top_k: 7, ..none },
+        2 => Shaping { min_p: 0.2, ..none },
+        3 => Shaping { penalties: Penalties { repetition: 1.3, presence: 0.5, frequency: 0.5 }, ..none },
+        _ => Shaping { bias: vec![(5, 2.0), (6, -3.0)], min_tokens: 4, ..none },
+    }
+}
+
 /// Requests of all kinds of sampling, most of them longer than a step.
 fn requests() -> Vec<(Vec<u32>, Sampling)> {
     let request = |at: usize| {
@@ -203,6 +229,7 @@ fn requests() -> Vec<(Vec<u32>, Sampling)> {
             seed: at as u64 / 2,
             choice: at as u32 % 2,
             top_logprobs: at % 3,
+            shaping: shaping(at % 5),
             ..greedy(3 + 5 * (at % 4))
         };
         (prompt(1 + (at * 17) % 61, at / 3), sampling)

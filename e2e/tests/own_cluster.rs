@@ -53,7 +53,7 @@ impl Machine {
             xtask: path("HERD_E2E_XTASK")?,
             registry: path("HERD_E2E_REGISTRY")?,
             address: path("HERD_E2E_REGISTRY_ADDRESS")?.display().to_string(),
-            context: "lk-own".to_owned(),
+            context: path("HERD_E2E_CONTEXT")?.display().to_string(),
             kubectl: Kubectl::new(folder.path().join("kubectl")),
             unprivileged: run(Command::new("unshare").args(NOBODY).arg("true"), "", LISTENS)
                 .is_ok_and(|finished| finished.success),
@@ -200,8 +200,8 @@ fn a_cluster_of_ones_own_answers_and_is_left_as_it_was() -> Result<()> {
     let Finished { success, out, err } = machine.up()?;
     ensure!(success, "up failed:\n{out}\n{err}");
     ensure!(out.contains("Tokyo"), "the answer is wrong:\n{out}");
-    let plan = ["context lk-own, https://10.", "namespace herd-system", "namespace default", "without TLS"];
-    for part in plan {
+    let context = format!("context {}, https://10.", machine.context);
+    for part in [context.as_str(), "namespace herd-system", "namespace default", "without TLS"] {
         ensure!(out.contains(part), "{part:?} was not said before anything was changed:\n{out}");
     }
     pulled_from_the_registry(&machine)?;
@@ -242,7 +242,7 @@ fn refusals(machine: &Machine) -> Result<()> {
         Ok(())
     };
     let nowhere = machine.xtask(&["up", "--context", "nowhere", "--registry", &registry], UP)?;
-    refused(nowhere, &["no context \"nowhere\"", "lk-own"])?;
+    refused(nowhere, &["no context \"nowhere\"", &machine.context])?;
     let arguments = ["up", "--context", &machine.context, "--registry", &registry];
     let without = machine.xtask_with("/nonexistent".as_ref(), &arguments, UP)?;
     refused(without, &["kubectl (how to get it: https://", "helm (how to get it: https://"])

@@ -81,6 +81,8 @@ fn prepare(paths: &Paths, name: &str) -> Result<Command> {
     command
         .env("HERD_E2E_XTASK", std::env::current_exe().context("where is this program?")?)
         .env("HERD_E2E_KUBECONFIG", cluster.join("kubeconfig"))
+        // As the local cluster names it.
+        .env("HERD_E2E_CONTEXT", format!("lk-{name}"))
         .env("HERD_E2E_KUBECTL", kubectl)
         .env("HERD_E2E_HELM", helm)
         .env("HERD_E2E_REGISTRY", registry)

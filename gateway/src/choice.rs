@@ -90,16 +90,19 @@ impl Choice<'_> {
             attempt += 1;
             debug!(request = self.generation.request_id, choice = self.index, tokens = said.ids.len(), %error, "trying elsewhere");
             self.metrics.retried(&error);
-            if said.ids.len() > before {
+            if said.ids.is_empty() {
+                tried.attempts += 1;
+            } else {
+                // Its client is in the middle of a text: gangs that are lost one after the other are no reason to end it.
                 resumed += 1;
                 if resumed > self.limits.resumes {
                     return Err(given_up(&said, error));
                 }
+            }
+            if said.ids.len() > before {
                 self.metrics.resumes.inc();
                 // Every other gang is as good as new.
                 tried = Tried::default();
-            } else {
-                tried.attempts += 1;
             }
             tried.gangs.push(gang);
             // Nothing more would come: only the word that it is all was lost.

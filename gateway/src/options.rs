@@ -56,9 +56,9 @@ pub struct Limits {
     /// For a gang to come where a model has none that is ready, before a choice's first token; zero: refuse at once. A model
     /// whose gangs are full is not waited for.
     pub gang_wait: Duration,
-    /// Times a choice is tried from where it is.
+    /// Times a choice is tried before its first token.
     pub attempts: u32,
-    /// Times a choice goes on after the gang that was at it is lost.
+    /// Times a choice that has begun is tried elsewhere, from where it is.
     pub resumes: u32,
     /// For a gang to come that goes on with a choice which has begun; its client waits in the middle of a text.
     pub resume_wait: Duration,

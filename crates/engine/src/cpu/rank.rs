@@ -109,8 +109,10 @@ impl Rank {
         let hidden = group.take_previous()?;
         let own = batch.rows() * self.config.hidden_size;
         if hidden.len() != own {
-            let rank = group.rank().saturating_sub(1);
-            return Err(CollectiveError::Mismatch { rank, given: hidden.len(), own });
+            let RankShard { rank, stage, tensor_rank, .. } = self.shard;
+            // As many ranks before this one as a stage has.
+            let previous = rank - (rank - tensor_rank) / stage.max(1);
+            return Err(CollectiveError::Mismatch { rank: previous, given: hidden.len(), own });
         }
         Ok(hidden.to_vec())
     }

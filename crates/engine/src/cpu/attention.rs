@@ -1,23 +1,28 @@
-//! Attention of each query over the pages of its sequence. A query is computed by itself, over positions in order, so it
-//! does not depend on what else is in the step or on how its prompt was cut.
+//! Attention of each query over the pages of its sequence, block by block. Queries are rows of products with the keys and
+//! the values of a block as they lie in the cache. A query goes through the blocks in order, whatever stands beside it: what
+//! is masked adds exactly nothing. So it does not depend on what else is in the step or on how its prompt was cut. Source of
+//! the running maximum and sum: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
 
-use std::ops::Range;
+use std::cell::RefCell;
 
 use herd_model::BLOCK_TOKENS;
 use rayon::prelude::*;
 
-use super::elementwise::{add_lanes, exp};
+use super::elementwise::{RoundToBf16, add_lanes, exp};
 use super::isa::{Arithmetic, Isa, Kernel, LANES};
-use super::pages::KvElement;
+use super::packed::padded;
+use super::pages::{KvElement, KvRows, Slab};
+use super::product::Out;
+use super::stored::Aligned;
 
 /// Multiplications below which threads cost more than they save.
-const PARALLEL_FROM: usize = 1 << 18;
+const PARALLEL_FROM: usize = 1 << 16;
 
-/// Keys whose products are computed at once, to hide the latency of additions.
-const KEY_TILE: usize = 4;
+/// Rows that are multiplied at once: as many as the widest instructions take.
+const ROWS: usize = 32;
 
-/// Lanes of the result that are summed at once.
-const VALUE_TILE: usize = 4 * LANES;
+/// Tokens of a block that are multiplied at once with their values.
+const TOKENS: usize = 32;
 
 /// The queries of one sequence in a step and the pages they attend to.
 pub(crate) struct Queries<'a, T> {
@@ -26,187 +31,199 @@ pub(crate) struct Queries<'a, T> {
     pub(crate) row_stride: usize,
     /// Position of row 0; row `r` attends to positions `0..=start + r`.
     pub(crate) start: usize,
-    /// Of this rank, by block: `[2, kv_heads, BLOCK_TOKENS, head_dim]`.
-    pub(crate) blocks: &'a [&'a [T]],
+    /// Of this rank, in the order of positions.
+    pub(crate) blocks: &'a [Slab<'a, T>],
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
 }
 
+/// Memory of a thread.
+#[derive(Default)]
+struct Work {
+    /// Rows of queries: `[row, head_dim]`, padded.
+    wide: Aligned<f32>,
+    bf16: Aligned<u16>,
+    /// `[row, token of a block]`: scores, then weights.
+    weights: Aligned<f32>,
+    weights_bf16: Aligned<u16>,
+    /// `[row, head_dim]`, padded: weighted sums of values.
+    sums: Aligned<f32>,
+    softmax: Vec<Softmax>,
+}
+
 impl<T: KvElement> Queries<'_, T> {
     /// Writes `[rows, heads, head_dim]`.
     pub(crate) fn attend(&self, isa: Isa, out: &mut [f32]) {
-        let Self { heads, head_dim, start, .. } = *self;
+        thread_local! {
+            static WORK: RefCell<Work> = RefCell::default();
+        }
+        let Self { heads, kv_heads, head_dim, start, .. } = *self;
+        let group = heads / kv_heads;
         let rows = out.len() / (heads * head_dim);
-        let work = |scores: &mut Vec<f32>, (index, out): (usize, &mut [f32])| {
-            let (row, head) = (index / heads, index % heads);
-            isa.run(self.one(row, head, scores, out));
-        };
-        let pieces = out.len() * (start + rows);
-        if rayon::current_thread_index().is_none()
+        let alone = rayon::current_thread_index().is_none()
             || rayon::current_num_threads() == 1
-            || pieces < PARALLEL_FROM
-        {
-            let mut scores = Vec::new();
-            out.chunks_exact_mut(head_dim).enumerate().for_each(|item| work(&mut scores, item));
+            || out.len() * (start + rows) < PARALLEL_FROM;
+        // Positions that are multiplied at once, with all queries of a KV head. Few are cut by KV heads besides.
+        let fair = if alone { rows } else { rows / (2 * rayon::current_num_threads()) };
+        let positions = (ROWS / group).min(fair).max(1);
+        if positions == 1 {
+            let work = |(piece, out): (usize, &mut [f32])| {
+                let (row, kv_head) = (piece / kv_heads, piece % kv_heads);
+                WORK.with_borrow_mut(|work| self.attend_some(isa, work, row, kv_head, group, out));
+            };
+            let pieces = group * head_dim;
+            if alone {
+                out.chunks_exact_mut(pieces).enumerate().for_each(work);
+            } else {
+                out.par_chunks_exact_mut(pieces).enumerate().for_each(work);
+            }
+            return;
+        }
+        let work = |(piece, out): (usize, &mut [f32])| {
+            WORK.with_borrow_mut(|work| {
+                for kv_head in 0..kv_heads {
+                    let out = &mut out[kv_head * group * head_dim..];
+                    self.attend_some(isa, work, piece * positions, kv_head, heads, out);
+                }
+            });
+        };
+        let pieces = positions * heads * head_dim;
+        if alone {
+            out.chunks_mut(pieces).enumerate().for_each(work);
         } else {
-            out.par_chunks_exact_mut(head_dim).enumerate().for_each_init(Vec::new, work);
+            out.par_chunks_mut(pieces).enumerate().for_each(work);
         }
     }
 
-    fn one<'b>(
-        &'b self,
-        row: usize,
-        head: usize,
-        scores: &'b mut Vec<f32>,
-        out: &'b mut [f32],
-    ) -> Attend<'b, T> {
-        let kv_head = head / (self.heads / self.kv_heads);
-        let slab = BLOCK_TOKENS * self.head_dim;
-        Attend {
-            query: &self.rows[row * self.row_stride + head * self.head_dim..][..self.head_dim],
-            blocks: self.blocks,
-            keys: kv_head * slab..(kv_head + 1) * slab,
-            values: (self.kv_heads + kv_head) * slab..(self.kv_heads + kv_head + 1) * slab,
-            positions: self.start + row + 1,
-            scores,
-            out,
+    /// Queries of one KV head from row `first` on: as many rows as `out` has, each starting `heads` heads after the one
+    /// before.
+    fn attend_some(
+        &self,
+        isa: Isa,
+        work: &mut Work,
+        first: usize,
+        kv_head: usize,
+        heads: usize,
+        out: &mut [f32],
+    ) {
+        let Self { rows, row_stride, start, blocks, head_dim, .. } = *self;
+        let group = self.heads / self.kv_heads;
+        let positions = out.len().div_ceil(heads * head_dim);
+        let (count, width) = (positions * group, padded(head_dim));
+        let Work { wide, bf16, weights, weights_bf16, sums, softmax } = work;
+        let bf16_rows = T::takes_bf16(isa);
+        let (wide, bf16) = (wide.resize(count * width), bf16.resize(count * width));
+        let (weights, weights_bf16) =
+            (weights.resize(count * BLOCK_TOKENS), weights_bf16.resize(count * BLOCK_TOKENS));
+        let sums = sums.resize(count * width);
+        for row in 0..count {
+            let query = (first + row / group) * row_stride + (kv_head * group + row % group) * head_dim;
+            let query = &rows[query..][..head_dim];
+            let (own, beside) = wide[row * width..][..width].split_at_mut(head_dim);
+            own.copy_from_slice(query);
+            beside.fill(0.0);
+            if bf16_rows {
+                let (own, beside) = bf16[row * width..][..width].split_at_mut(head_dim);
+                isa.run(RoundToBf16 { x: query, y: own });
+                beside.fill(0);
+            }
+        }
+        sums.fill(0.0);
+        softmax.clear();
+        softmax.resize(count, Softmax::default());
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let end = start + first + positions;
+        for (block, slab) in (0..end.div_ceil(BLOCK_TOKENS)).zip(blocks) {
+            let tokens = (end - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
+            let queries = KvRows { wide, bf16, row_stride: width, count };
+            let keys = slab.keys(kv_head, tokens.div_ceil(LANES));
+            let scores = Out { values: weights, row_stride: BLOCK_TOKENS, panel_stride: LANES };
+            T::multiply(isa, queries, keys, scores, false);
+            for (row, softmax) in softmax.iter_mut().enumerate() {
+                let attended = start + first + row / group + 1;
+                let weights = &mut weights[row * BLOCK_TOKENS..][..BLOCK_TOKENS];
+                let sums = &mut sums[row * width..][..width];
+                let live = attended.saturating_sub(block * BLOCK_TOKENS).min(BLOCK_TOKENS);
+                isa.run(Weigh { softmax, weights, live, scale, sums });
+                if bf16_rows {
+                    let y = &mut weights_bf16[row * BLOCK_TOKENS..][..BLOCK_TOKENS];
+                    isa.run(RoundToBf16 { x: weights, y });
+                }
+            }
+            let rows = KvRows { wide: weights, bf16: weights_bf16, row_stride: BLOCK_TOKENS, count };
+            let values = slab.values(kv_head, tokens.next_multiple_of(TOKENS) / 2);
+            let sums = Out { values: sums, row_stride: width, panel_stride: LANES };
+            T::multiply(isa, rows, values, sums, true);
+        }
+        for (row, softmax) in softmax.iter().enumerate() {
+            let sums = &sums[row * width..][..head_dim];
+            let out = &mut out[(row / group * heads + row % group) * head_dim..][..head_dim];
+            // Adding 0 makes a negative zero a positive one, as masked tokens do.
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum / softmax.total + 0.0);
         }
     }
 }
 
-struct Attend<'a, T> {
-    query: &'a [f32],
-    blocks: &'a [&'a [T]],
-    /// Where the head's keys and values lie in a block.
-    keys: Range<usize>,
-    values: Range<usize>,
-    positions: usize,
-    scores: &'a mut Vec<f32>,
-    out: &'a mut [f32],
+/// Of the tokens a query has seen.
+#[derive(Clone, Copy)]
+struct Softmax {
+    /// The largest score.
+    largest: f32,
+    /// The sum of `e^(scale * (score - largest))`.
+    total: f32,
 }
 
-impl<T: KvElement> Kernel for Attend<'_, T> {
+impl Default for Softmax {
+    fn default() -> Self {
+        Self { largest: f32::NEG_INFINITY, total: 0.0 }
+    }
+}
+
+/// Takes the scores of a block into a softmax.
+struct Weigh<'a> {
+    softmax: &'a mut Softmax,
+    /// Scores, which become weights.
+    weights: &'a mut [f32],
+    /// Tokens that the query attends to; the others have no weight, whatever their score.
+    live: usize,
+    scale: f32,
+    /// What was summed with the largest score so far.
+    sums: &'a mut [f32],
+}
+
+impl Kernel for Weigh<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let Self { query, blocks, keys, values, positions, scores, out } = self;
-        let head_dim = query.len();
-        scores.clear();
-        scores.resize(positions, 0.0);
-        for (scores, block) in scores.chunks_mut(BLOCK_TOKENS).zip(blocks) {
-            let keys = &block[keys.clone()];
-            let (tiles, rest) = scores.as_chunks_mut::<KEY_TILE>();
-            let tiled = tiles.len() * KEY_TILE;
-            for (scores, keys) in tiles.iter_mut().zip(keys.chunks_exact(KEY_TILE * head_dim)) {
-                *scores = dots::<A, T, KEY_TILE>(query, keys);
-            }
-            for (score, key) in rest.iter_mut().zip(keys[tiled * head_dim..].chunks_exact(head_dim)) {
-                [*score] = dots::<A, T, 1>(query, key);
+        let Self { softmax, weights, live, scale, sums } = self;
+        weights[live..].fill(f32::NEG_INFINITY);
+        let (vectors, _) = weights.as_chunks_mut::<LANES>();
+        let mut largest = [softmax.largest; LANES];
+        for vector in vectors.iter() {
+            for lane in 0..LANES {
+                largest[lane] = if vector[lane] > largest[lane] { vector[lane] } else { largest[lane] };
             }
         }
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let total = softmax_numerators::<A>(scores, scale);
-        let values = Values { weights: scores, total, blocks, place: values, head_dim };
-        let (tiles, rest) = out.as_chunks_mut::<VALUE_TILE>();
-        let first = tiles.len() * VALUE_TILE;
-        for (tile, out) in tiles.iter_mut().enumerate() {
-            values.mean::<A>(tile * VALUE_TILE, out);
-        }
-        for (lane, out) in rest.iter_mut().enumerate() {
-            *out = values.mean_of_lane::<A>(first + lane);
-        }
-    }
-}
-
-/// Values of a head and the weight of each.
-struct Values<'a, T> {
-    weights: &'a [f32],
-    /// Sum of the weights.
-    total: f32,
-    blocks: &'a [&'a [T]],
-    /// Where the head's values lie in a block.
-    place: Range<usize>,
-    head_dim: usize,
-}
-
-impl<T: KvElement> Values<'_, T> {
-    /// The weighted mean of lanes from `first` on.
-    #[inline(always)]
-    fn mean<A: Arithmetic>(&self, first: usize, out: &mut [f32; VALUE_TILE]) {
-        const VECTORS: usize = VALUE_TILE / LANES;
-        let mut sums = [A::splat(0.0); VECTORS];
-        for (weights, block) in self.weights.chunks(BLOCK_TOKENS).zip(self.blocks) {
-            let rows = block[self.place.clone()].chunks_exact(self.head_dim);
-            for (weight, row) in weights.iter().zip(rows) {
-                let Some(row) = row[first..].as_chunks().0.first_chunk::<VECTORS>() else { continue };
-                let weight = A::splat(*weight);
-                for vector in 0..VECTORS {
-                    sums[vector] = A::mul_add_lanes(weight, T::load::<A>(&row[vector]), sums[vector]);
-                }
+        let largest = largest.iter().fold(f32::NEG_INFINITY, |largest, &score| largest.max(score));
+        for vector in vectors.iter_mut() {
+            for weight in vector {
+                *weight = exp::<A>(scale * (*weight - largest));
             }
         }
-        for (out, sum) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
-            *out = A::store(sum);
-            for out in out {
-                *out /= self.total;
+        weights[live..].fill(0.0);
+        let mut totals = [0.0; LANES];
+        for vector in weights.as_chunks::<LANES>().0 {
+            for lane in 0..LANES {
+                totals[lane] += vector[lane];
             }
         }
-    }
-
-    /// The weighted mean of one lane.
-    #[inline(always)]
-    fn mean_of_lane<A: Arithmetic>(&self, lane: usize) -> f32 {
-        let mut sum = 0.0;
-        for (weights, block) in self.weights.chunks(BLOCK_TOKENS).zip(self.blocks) {
-            let rows = block[self.place.clone()].chunks_exact(self.head_dim);
-            for (weight, row) in weights.iter().zip(rows) {
-                sum = A::mul_add(*weight, row[lane].decode(), sum);
-            }
+        let kept = exp::<A>(scale * (softmax.largest - largest));
+        softmax.total = softmax.total * kept + add_lanes(totals);
+        if softmax.largest.to_bits() != largest.to_bits() {
+            sums.iter_mut().for_each(|sum| *sum *= kept);
         }
-        sum / self.total
+        softmax.largest = largest;
     }
-}
-
-/// Products of a query with `KEYS` keys in a row.
-#[inline(always)]
-fn dots<A: Arithmetic, T: KvElement, const KEYS: usize>(query: &[f32], keys: &[T]) -> [f32; KEYS] {
-    let (vectors, rest) = query.as_chunks::<LANES>();
-    let whole = vectors.len() * LANES;
-    let keys: [&[T]; KEYS] = std::array::from_fn(|key| &keys[key * query.len()..][..query.len()]);
-    let key_vectors = keys.map(|key| &key.as_chunks::<LANES>().0[..vectors.len()]);
-    let mut sums = [A::splat(0.0); KEYS];
-    for (index, query) in vectors.iter().enumerate() {
-        let query = A::load(query);
-        for key in 0..KEYS {
-            sums[key] = A::mul_add_lanes(query, T::load::<A>(&key_vectors[key][index]), sums[key]);
-        }
-    }
-    let mut dots = [0.0; KEYS];
-    for key in 0..KEYS {
-        let tail = rest.iter().zip(&keys[key][whole..]);
-        dots[key] = tail.fold(add_lanes(A::store(sums[key])), |sum, (q, k)| A::mul_add(*q, k.decode(), sum));
-    }
-    dots
-}
-
-/// Replaces scores by `e^(scale * (score - largest))` and returns their sum.
-#[inline(always)]
-fn softmax_numerators<A: Arithmetic>(scores: &mut [f32], scale: f32) -> f32 {
-    let largest = scores.iter().fold(f32::NEG_INFINITY, |largest, &score| largest.max(score));
-    let (vectors, rest) = scores.as_chunks_mut::<LANES>();
-    let mut sums = [0.0; LANES];
-    for vector in vectors {
-        for lane in 0..LANES {
-            vector[lane] = exp::<A>(scale * (vector[lane] - largest));
-            sums[lane] += vector[lane];
-        }
-    }
-    let mut sum = add_lanes(sums);
-    for score in rest {
-        *score = exp::<A>(scale * (*score - largest));
-        sum += *score;
-    }
-    sum
 }

@@ -12,6 +12,8 @@ use herd_scheduler::{BlockId, LogitRows, StepEntry, StepPlan};
 pub(crate) struct Batch {
     pub(crate) tokens: Vec<u32>,
     pub(crate) spans: Vec<Span>,
+    /// The same rows, cut by the blocks they are written to.
+    pub(crate) pieces: Vec<Piece>,
     /// Rows whose logits are wanted, in the plan's order.
     pub(crate) logit_rows: Vec<usize>,
     /// Of the angles each row is turned by, `[rows, head_dim / 2]`.
@@ -28,6 +30,31 @@ pub(crate) struct Span {
     pub(crate) blocks: Arc<[BlockId]>,
 }
 
+/// Rows of one sequence that are written to one block.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) rows: Range<usize>,
+    pub(crate) block: BlockId,
+    /// Where in the block the first of them goes.
+    pub(crate) token: usize,
+}
+
+impl Span {
+    fn pieces(&self) -> impl Iterator<Item = Piece> {
+        let Self { rows, start, blocks } = self;
+        let end = start + rows.len();
+        (start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)).map(move |at| {
+            let first = (at * BLOCK_TOKENS).max(*start);
+            let last = ((at + 1) * BLOCK_TOKENS).min(end);
+            Piece {
+                rows: rows.start + first - start..rows.start + last - start,
+                block: blocks[at],
+                token: first % BLOCK_TOKENS,
+            }
+        })
+    }
+}
+
 impl Batch {
     /// Lays out a plan, or says what of it does not fit this model and its cache.
     pub(crate) fn new(
@@ -36,7 +63,14 @@ impl Batch {
         inverse_frequencies: &[f32],
         kv_blocks: usize,
     ) -> Result<Self, String> {
-        let mut batch = Self { tokens: vec![], spans: vec![], logit_rows: vec![], cos: vec![], sin: vec![] };
+        let mut batch = Self {
+            tokens: vec![],
+            spans: vec![],
+            pieces: vec![],
+            logit_rows: vec![],
+            cos: vec![],
+            sin: vec![],
+        };
         let mut sequences = HashSet::new();
         let mut written = HashSet::new();
         for StepEntry { sequence, tokens, start, blocks, logits } in &plan.entries {
@@ -83,7 +117,9 @@ impl Batch {
                     batch.sin.push(angle.sin() as f32);
                 }
             }
-            batch.spans.push(Span { rows, start: *start, blocks: Arc::clone(blocks) });
+            let span = Span { rows, start: *start, blocks: Arc::clone(blocks) };
+            batch.pieces.extend(span.pieces());
+            batch.spans.push(span);
         }
         Ok(batch)
     }
@@ -106,7 +142,7 @@ impl Batch {
     }
 
     fn part(&self, part: Range<usize>, half: usize) -> Self {
-        let Self { tokens, spans, logit_rows, cos, sin } = self;
+        let Self { tokens, spans, pieces: _, logit_rows, cos, sin } = self;
         let angles = part.start * half..part.end * half;
         let spans = spans.iter().filter_map(|Span { rows, start, blocks }| {
             let own = rows.start.max(part.start)..rows.end.min(part.end);
@@ -116,9 +152,11 @@ impl Batch {
                 blocks: Arc::clone(blocks),
             })
         });
+        let spans: Vec<_> = spans.collect();
         Self {
             tokens: tokens[part.clone()].to_vec(),
-            spans: spans.collect(),
+            pieces: spans.iter().flat_map(Span::pieces).collect(),
+            spans,
             logit_rows: logit_rows
                 .iter()
                 .filter(|row| part.contains(row))

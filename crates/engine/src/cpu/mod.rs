@@ -14,7 +14,9 @@ mod load;
 mod model;
 mod packed;
 mod pages;
+mod product;
 mod rank;
+mod stored;
 
 #[cfg(test)]
 mod tests;

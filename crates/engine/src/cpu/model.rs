@@ -17,7 +17,7 @@ use super::isa::Isa;
 use super::linear::Numerics;
 use super::load::Loader;
 use super::pages::{PageLayout, Pages};
-use super::rank::{Kv, Rank};
+use super::rank::{Kv, Rank, Work};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::clipped::RowsClipped;
 use crate::collective::{Collective, GIVEN_AHEAD, LocalRank};
@@ -308,9 +308,13 @@ fn run(
     logits: &SyncSender<Result<Vec<f32>, String>>,
 ) {
     let _ends_group = EndsGroup(group);
+    let mut work = Work::default();
     while let Ok(batches) = batches.recv() {
-        let forward = || rank.forward(&batches, group);
-        let result = pool.map_or_else(forward, |pool| pool.install(forward));
+        let mut forward = || rank.forward(&batches, group, &mut work);
+        let result = match pool {
+            Some(pool) => pool.install(&mut forward),
+            None => forward(),
+        };
         let over = result.is_err();
         if logits.send(result.map_err(|error| error.to_string())).is_err() || over {
             return;

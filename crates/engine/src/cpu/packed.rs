@@ -1,28 +1,29 @@
 //! Weights of a linear in the order the kernels read them, and the product with any number of rows.
-//!
-//! Outputs are grouped into panels of [`PANEL`] lanes; a panel holds, for each input in turn, that input's weight of every
-//! lane. Each output is one chain of additions over the inputs in order, by the same instructions whatever the number of
-//! rows: one row or many give the same bits.
+
+use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::isa::{Arithmetic, Isa, Kernel, LANES, Stored};
+use super::isa::{Isa, LANES, PAIR};
+use super::product::{Bf16Product, Out, PairProduct, Panels};
+use super::stored::{Aligned, Stored};
 
-/// Outputs of a panel: two vectors.
-pub(crate) const PANEL: usize = VECTORS * LANES;
-const VECTORS: usize = 2;
+/// Inputs are stored in multiples of this, the last ones zero: as many as the widest instruction takes at once.
+const INPUTS: usize = 32;
 
-/// Rows that are multiplied at once with one panel: 12 accumulators of 8 lanes, two vectors of weights and one input fill
-/// the 16 registers of AVX2.
-const ROW_TILE: usize = 6;
+/// Panels that are multiplied at once: with few rows and with many.
+const PANELS: [usize; 2] = [4, 2];
 
-/// Panels that are multiplied at once with one row, to hide the latency of its additions.
-const PANEL_TILE: usize = 4;
+/// Rows above which they are many.
+const FEW_ROWS: usize = 16;
 
-/// Weights below which threads cost more than they save.
+/// Pairs of weights that are decoded at once, over all panels: half of the nearest cache.
+const DECODED_PAIRS: usize = 512;
+
+/// Products below which threads cost more than they save.
 const PARALLEL_FROM: usize = 1 << 15;
 
-/// A weight matrix `[outputs, inputs]`, in panels.
+/// A weight matrix `[outputs, inputs]`, in panels: `[panel, pair of inputs]`.
 pub(crate) struct Packed {
     outputs: usize,
     inputs: usize,
@@ -30,10 +31,23 @@ pub(crate) struct Packed {
 }
 
 enum Weights {
-    Bf16(Vec<[u16; PANEL]>),
-    F32(Vec<[f32; PANEL]>),
+    Bf16(Aligned<u16>),
+    F32(Aligned<f32>),
     /// Codes, none of them NaN.
-    E4m3(Vec<[u8; PANEL]>),
+    E4m3(Aligned<u8>),
+}
+
+/// What weights are multiplied with: rows of as many numbers as [`padded`] says, those that are no inputs zero.
+#[derive(Clone, Copy)]
+pub(crate) enum Rows<'a> {
+    F32(&'a [f32]),
+    /// Bits.
+    Bf16(&'a [u16]),
+}
+
+/// Inputs with those that are stored beside them.
+pub(crate) fn padded(inputs: usize) -> usize {
+    inputs.next_multiple_of(INPUTS)
 }
 
 /// A format of stored weights.
@@ -52,36 +66,28 @@ pub(crate) struct Packer {
 
 impl Packer {
     pub(crate) fn new(outputs: usize, inputs: usize, format: Format) -> Self {
-        let vectors = outputs.div_ceil(PANEL) * inputs;
+        let numbers = outputs.div_ceil(LANES) * LANES * padded(inputs);
         let weights = match format {
-            Format::Bf16 => Weights::Bf16(vec![[0; PANEL]; vectors]),
-            Format::F32 => Weights::F32(vec![[0.0; PANEL]; vectors]),
-            Format::E4m3 => Weights::E4m3(vec![[0; PANEL]; vectors]),
+            Format::Bf16 => Weights::Bf16(Aligned::new(numbers)),
+            Format::F32 => Weights::F32(Aligned::new(numbers)),
+            Format::E4m3 => Weights::E4m3(Aligned::new(numbers)),
         };
         Self { packed: Packed { outputs, inputs, weights }, next_output: 0 }
     }
 
     /// Takes the next output's weights, little endian, in the packer's format.
     pub(crate) fn push(&mut self, row: &[u8]) {
-        let (panel, lane) = (self.next_output / PANEL, self.next_output % PANEL);
-        let inputs = self.packed.inputs;
-        let vectors = panel * inputs..(panel + 1) * inputs;
+        let (output, inputs) = (self.next_output, self.packed.inputs);
         match &mut self.packed.weights {
             Weights::Bf16(weights) => {
-                for (vector, bytes) in weights[vectors].iter_mut().zip(row.as_chunks().0) {
-                    vector[lane] = u16::from_le_bytes(*bytes);
-                }
+                let row = row.as_chunks().0.iter().map(|bytes| u16::from_le_bytes(*bytes));
+                place(weights, output, inputs, row);
             }
             Weights::F32(weights) => {
-                for (vector, bytes) in weights[vectors].iter_mut().zip(row.as_chunks().0) {
-                    vector[lane] = f32::from_le_bytes(*bytes);
-                }
+                let row = row.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+                place(weights, output, inputs, row);
             }
-            Weights::E4m3(weights) => {
-                for (vector, code) in weights[vectors].iter_mut().zip(row) {
-                    vector[lane] = *code;
-                }
-            }
+            Weights::E4m3(weights) => place(weights, output, inputs, row.iter().copied()),
         }
         self.next_output += 1;
     }
@@ -89,6 +95,20 @@ impl Packer {
     /// The weights; outputs not pushed are zero.
     pub(crate) fn finish(self) -> Packed {
         self.packed
+    }
+}
+
+/// The pairs of the panel that an output is in.
+fn panel<W>(weights: &[W], output: usize, inputs: usize) -> &[[W; PAIR]] {
+    let size = padded(inputs) * LANES;
+    weights[output / LANES * size..][..size].as_chunks().0
+}
+
+fn place<W: Stored>(weights: &mut [W], output: usize, inputs: usize, row: impl Iterator<Item = W>) {
+    let size = padded(inputs) * LANES;
+    let pairs = weights[output / LANES * size..][..size].as_chunks_mut::<PAIR>().0;
+    for (input, weight) in row.enumerate() {
+        pairs[input / 2][W::place(output % LANES, input % 2)] = weight;
     }
 }
 
@@ -101,179 +121,162 @@ impl Packed {
         self.inputs
     }
 
+    pub(crate) fn panels(&self) -> usize {
+        self.outputs.div_ceil(LANES)
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         match &self.weights {
-            Weights::Bf16(weights) => size_of_val(weights.as_slice()),
-            Weights::F32(weights) => size_of_val(weights.as_slice()),
-            Weights::E4m3(weights) => size_of_val(weights.as_slice()),
+            Weights::Bf16(weights) => size_of_val(&**weights),
+            Weights::F32(weights) => size_of_val(&**weights),
+            Weights::E4m3(weights) => size_of_val(&**weights),
         }
     }
 
-    /// `x W^T`: `x` is `[rows, inputs]`, row-major, the result is `[panel, row, lane]`.
-    pub(crate) fn multiply(&self, isa: Isa, x: &[f32]) -> Vec<[f32; PANEL]> {
+    /// `x W^T` of so many rows, as `[panel, row, lane]`. Rows of bf16 are for weights that are no f32, where the CPU has
+    /// products of bf16.
+    pub(crate) fn multiply(&self, isa: Isa, rows: Rows<'_>, count: usize, out: &mut [f32]) {
         match &self.weights {
-            Weights::Bf16(weights) => self.multiply_panels(isa, weights, x),
-            Weights::F32(weights) => self.multiply_panels(isa, weights, x),
-            Weights::E4m3(weights) => self.multiply_panels(isa, weights, x),
+            Weights::Bf16(weights) => self.multiply_panels(isa, weights, rows, count, out),
+            Weights::F32(weights) => self.multiply_panels(isa, weights, rows, count, out),
+            Weights::E4m3(weights) => self.multiply_panels(isa, weights, rows, count, out),
         }
     }
 
-    fn multiply_panels<W: Stored>(&self, isa: Isa, weights: &[[W; PANEL]], x: &[f32]) -> Vec<[f32; PANEL]> {
-        let rows = x.len() / self.inputs;
-        let panels = self.outputs.div_ceil(PANEL);
+    fn multiply_panels<W: Weight>(
+        &self,
+        isa: Isa,
+        weights: &[W],
+        rows: Rows<'_>,
+        count: usize,
+        out: &mut [f32],
+    ) {
+        let inputs = padded(self.inputs);
+        let at_once = PANELS[usize::from(count > FEW_ROWS)];
         // In this order threads write apart from each other.
-        let mut lanes = vec![[0.0; PANEL]; panels * rows];
         let threads = rayon::current_num_threads();
         let alone = threads == 1
             || rayon::current_thread_index().is_none()
-            || rows * self.outputs * self.inputs < PARALLEL_FROM;
-        let task = if alone { panels } else { panels.div_ceil(4 * threads).next_multiple_of(PANEL_TILE) };
-        let work = |(weights, out): (&[[W; PANEL]], &mut [[f32; PANEL]])| {
-            isa.run(Multiply { weights, x, inputs: self.inputs, out });
+            || count * self.outputs * inputs < PARALLEL_FROM;
+        let task = if alone { self.panels() } else { self.panels().div_ceil(2 * threads) };
+        let task = task.next_multiple_of(at_once);
+        let work = |(weights, out): (&[W], &mut [f32])| {
+            let weights = weights.chunks(at_once * inputs * LANES);
+            for (weights, out) in weights.zip(out.chunks_mut(at_once * count * LANES)) {
+                let weights = Panels {
+                    values: weights.as_chunks().0,
+                    pair_stride: 1,
+                    panel_stride: inputs / 2,
+                    count: weights.len() / (inputs * LANES),
+                    pairs: inputs / 2,
+                };
+                let out = Out { values: out, row_stride: LANES, panel_stride: count * LANES };
+                match rows {
+                    Rows::F32(rows) => isa.run(PairProduct {
+                        rows,
+                        row_stride: inputs,
+                        count,
+                        panels: weights,
+                        out,
+                        add: false,
+                    }),
+                    Rows::Bf16(rows) => W::multiply_bf16(
+                        isa,
+                        weights,
+                        Bf16Rows { rows, row_stride: inputs, count },
+                        out,
+                    ),
+                }
+            }
         };
+        let (task_weights, task_out) = (task * inputs * LANES, task * count * LANES);
         if alone {
-            work((weights, &mut lanes));
+            work((weights, out));
         } else {
-            weights.par_chunks(task * self.inputs).zip(lanes.par_chunks_mut(task * rows)).for_each(work);
+            weights.par_chunks(task_weights).zip(out.par_chunks_mut(task_out)).for_each(work);
         }
-        lanes
     }
 
     /// The weights of one output, as f32: a row of an embedding that is also the output head.
     pub(crate) fn read_output(&self, output: usize, into: &mut [f32]) {
-        let (panel, lane) = (output / PANEL, output % PANEL);
-        let vectors = panel * self.inputs..(panel + 1) * self.inputs;
         match &self.weights {
-            Weights::Bf16(weights) => decode_lane(&weights[vectors], lane, into),
-            Weights::F32(weights) => decode_lane(&weights[vectors], lane, into),
-            Weights::E4m3(weights) => decode_lane(&weights[vectors], lane, into),
+            Weights::Bf16(weights) => self.decode(weights, output, into),
+            Weights::F32(weights) => self.decode(weights, output, into),
+            Weights::E4m3(weights) => self.decode(weights, output, into),
+        }
+    }
+
+    fn decode<W: Stored>(&self, weights: &[W], output: usize, into: &mut [f32]) {
+        let pairs = panel(weights, output, self.inputs);
+        for (input, value) in into.iter_mut().enumerate() {
+            *value = pairs[input / 2][W::place(output % LANES, input % 2)].decode();
         }
     }
 }
 
-fn decode_lane<W: Stored>(vectors: &[[W; PANEL]], lane: usize, into: &mut [f32]) {
-    into.iter_mut().zip(vectors).for_each(|(value, vector)| *value = vector[lane].decode());
+/// Rows of bits of bf16.
+struct Bf16Rows<'a> {
+    rows: &'a [u16],
+    row_stride: usize,
+    count: usize,
 }
 
-struct Multiply<'a, W> {
-    /// Whole panels.
-    weights: &'a [[W; PANEL]],
-    x: &'a [f32],
-    inputs: usize,
-    /// `[panel, row]`.
-    out: &'a mut [[f32; PANEL]],
+/// Weights that rows are multiplied with.
+trait Weight: Stored {
+    /// The product with rows of bf16, where the CPU has it.
+    fn multiply_bf16(isa: Isa, weights: Panels<'_, Self>, rows: Bf16Rows<'_>, out: Out<'_>);
 }
 
-impl<W: Stored> Kernel for Multiply<'_, W> {
-    type Output = ();
+impl Weight for u16 {
+    fn multiply_bf16(isa: Isa, weights: Panels<'_, u16>, rows: Bf16Rows<'_>, out: Out<'_>) {
+        let Bf16Rows { rows, row_stride, count } = rows;
+        isa.multiply_bf16(Bf16Product { rows, row_stride, count, panels: weights, out, add: false });
+    }
+}
 
-    #[inline(always)]
-    fn run<A: Arithmetic>(self) {
-        let Self { weights, x, inputs, out } = self;
-        let rows = x.len() / inputs;
-        if rows == 1 {
-            let tiles = weights.chunks_exact(PANEL_TILE * inputs);
-            let rest = tiles.remainder();
-            let (whole, last) = out.split_at_mut(out.len() - rest.len() / inputs);
-            for (weights, out) in tiles.zip(whole.as_chunks_mut::<PANEL_TILE>().0) {
-                *out = row_times_panels::<A, W, PANEL_TILE>(weights, x);
-            }
-            for (weights, out) in rest.chunks_exact(inputs).zip(last) {
-                [*out] = row_times_panels::<A, W, 1>(weights, x);
-            }
-            return;
+impl Weight for u8 {
+    /// Some inputs at a time are decoded, for all rows.
+    fn multiply_bf16(isa: Isa, weights: Panels<'_, u8>, rows: Bf16Rows<'_>, out: Out<'_>) {
+        thread_local! {
+            static DECODED: RefCell<Aligned<u16>> = RefCell::default();
         }
-        for (weights, out) in weights.chunks_exact(inputs).zip(out.chunks_exact_mut(rows)) {
-            let tiles = x.chunks_exact(ROW_TILE * inputs);
-            let rest = tiles.remainder();
-            let (whole, last) = out.split_at_mut(rows - rest.len() / inputs);
-            for (x, out) in tiles.zip(whole.as_chunks_mut::<ROW_TILE>().0) {
-                *out = rows_times_panel::<A, W, ROW_TILE>(weights, x);
+        let Bf16Rows { rows, row_stride, count } = rows;
+        let at_once = DECODED_PAIRS / weights.count.next_power_of_two();
+        DECODED.with_borrow_mut(|decoded| {
+            let decoded = decoded.resize(DECODED_PAIRS * PAIR);
+            for from in (0..weights.pairs).step_by(at_once) {
+                let pairs = at_once.min(weights.pairs - from);
+                for (panel, into) in (0..weights.count).zip(decoded.chunks_exact_mut(pairs * PAIR)) {
+                    isa.widen_e4m3(weights.of(panel)[from..from + pairs].as_flattened(), into);
+                }
+                isa.multiply_bf16(Bf16Product {
+                    rows: &rows[2 * from..],
+                    row_stride,
+                    count,
+                    panels: Panels {
+                        values: decoded.as_chunks().0,
+                        pair_stride: 1,
+                        panel_stride: pairs,
+                        count: weights.count,
+                        pairs,
+                    },
+                    out: Out {
+                        values: &mut *out.values,
+                        row_stride: out.row_stride,
+                        panel_stride: out.panel_stride,
+                    },
+                    add: from > 0,
+                });
             }
-            match last.len() {
-                1 => tail::<A, W, 1>(weights, rest, last),
-                2 => tail::<A, W, 2>(weights, rest, last),
-                3 => tail::<A, W, 3>(weights, rest, last),
-                4 => tail::<A, W, 4>(weights, rest, last),
-                5 => tail::<A, W, 5>(weights, rest, last),
-                _ => {}
-            }
-        }
+        });
     }
 }
 
-#[inline(always)]
-fn tail<A: Arithmetic, W: Stored, const ROWS: usize>(
-    weights: &[[W; PANEL]],
-    x: &[f32],
-    out: &mut [[f32; PANEL]],
-) {
-    for out in out.as_chunks_mut::<ROWS>().0 {
-        *out = rows_times_panel::<A, W, ROWS>(weights, x);
+/// Never asked for: weights of f32 are multiplied with rows of f32.
+impl Weight for f32 {
+    fn multiply_bf16(isa: Isa, weights: Panels<'_, f32>, rows: Bf16Rows<'_>, out: Out<'_>) {
+        let Bf16Rows { rows, row_stride, count } = rows;
+        let rows: Vec<f32> = rows.iter().map(|bits| bits.decode()).collect();
+        isa.run(PairProduct { rows: &rows, row_stride, count, panels: weights, out, add: false });
     }
-}
-
-/// `x` is `[ROWS, inputs]`, `weights` one panel.
-#[inline(always)]
-fn rows_times_panel<A: Arithmetic, W: Stored, const ROWS: usize>(
-    weights: &[[W; PANEL]],
-    x: &[f32],
-) -> [[f32; PANEL]; ROWS] {
-    let inputs = weights.len();
-    let x: [&[f32]; ROWS] = std::array::from_fn(|row| &x[row * inputs..][..inputs]);
-    let mut sums = [[A::splat(0.0); VECTORS]; ROWS];
-    for (input, weights) in weights.iter().enumerate() {
-        let weights = decode::<A, W>(weights);
-        for row in 0..ROWS {
-            let x = A::splat(x[row][input]);
-            for vector in 0..VECTORS {
-                sums[row][vector] = A::mul_add_lanes(x, weights[vector], sums[row][vector]);
-            }
-        }
-    }
-    let mut out = [[0.0; PANEL]; ROWS];
-    for row in 0..ROWS {
-        out[row] = store::<A>(sums[row]);
-    }
-    out
-}
-
-/// `x` is one row, `weights` are `PANELS` panels.
-#[inline(always)]
-fn row_times_panels<A: Arithmetic, W: Stored, const PANELS: usize>(
-    weights: &[[W; PANEL]],
-    x: &[f32],
-) -> [[f32; PANEL]; PANELS] {
-    let inputs = x.len();
-    let panels: [&[[W; PANEL]]; PANELS] = std::array::from_fn(|panel| &weights[panel * inputs..][..inputs]);
-    let mut sums = [[A::splat(0.0); VECTORS]; PANELS];
-    for (input, &x) in x.iter().enumerate() {
-        let x = A::splat(x);
-        for panel in 0..PANELS {
-            let weights = decode::<A, W>(&panels[panel][input]);
-            for vector in 0..VECTORS {
-                sums[panel][vector] = A::mul_add_lanes(x, weights[vector], sums[panel][vector]);
-            }
-        }
-    }
-    let mut out = [[0.0; PANEL]; PANELS];
-    for panel in 0..PANELS {
-        out[panel] = store::<A>(sums[panel]);
-    }
-    out
-}
-
-#[inline(always)]
-fn decode<A: Arithmetic, W: Stored>(weights: &[W; PANEL]) -> [A::Vector; VECTORS] {
-    let (vectors, _) = weights.as_chunks::<LANES>();
-    [W::load::<A>(&vectors[0]), W::load::<A>(&vectors[1])]
-}
-
-#[inline(always)]
-fn store<A: Arithmetic>(sums: [A::Vector; VECTORS]) -> [f32; PANEL] {
-    let mut lanes = [0.0; PANEL];
-    for (lanes, sum) in lanes.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
-        *lanes = A::store(sum);
-    }
-    lanes
 }

@@ -1,22 +1,39 @@
 //! The KV cache of one rank in memory: blocks of [`BLOCK_TOKENS`] tokens, each layer of a block under its own lock, so that
-//! transfers read and write beside a running step.
+//! transfers read and write beside a running step. Keys and values are stored as panels that attention multiplies with as
+//! they are; what leaves and enters is in the order of tokens.
 
 use std::ops::Range;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use half::bf16;
 use herd_model::BLOCK_TOKENS;
 
-use super::isa::Stored;
+use super::isa::{Isa, LANES, PAIR};
+use super::packed::padded;
+use super::product::{Bf16Product, Out, PairProduct, Panels};
+use super::stored::{Aligned, Stored};
 use crate::{KvError, KvSlab, KvStore};
 
 /// A number of the cache.
-pub(crate) trait KvElement: Stored + Default {
+pub(crate) trait KvElement: Stored {
     /// Of one number, little endian.
     type Bytes: AsRef<[u8]> + for<'a> TryFrom<&'a [u8]>;
     fn encode(value: f32) -> Self;
     fn to_bytes(self) -> Self::Bytes;
     fn from_bytes(bytes: Self::Bytes) -> Self;
+    /// Whether rows that are multiplied with it are bf16.
+    fn takes_bf16(isa: Isa) -> bool;
+    /// The product of rows, `wide` or `bf16` ones, with keys or values.
+    fn multiply(isa: Isa, rows: KvRows<'_>, panels: Panels<'_, Self>, out: Out<'_>, add: bool);
+}
+
+/// Rows that keys or values are multiplied with.
+pub(crate) struct KvRows<'a> {
+    pub(crate) wide: &'a [f32],
+    /// Used where [`KvElement::takes_bf16`].
+    pub(crate) bf16: &'a [u16],
+    pub(crate) row_stride: usize,
+    pub(crate) count: usize,
 }
 
 impl KvElement for f32 {
@@ -33,9 +50,18 @@ impl KvElement for f32 {
     fn from_bytes(bytes: [u8; 4]) -> Self {
         Self::from_le_bytes(bytes)
     }
+
+    fn takes_bf16(_: Isa) -> bool {
+        false
+    }
+
+    fn multiply(isa: Isa, rows: KvRows<'_>, panels: Panels<'_, f32>, out: Out<'_>, add: bool) {
+        let KvRows { wide: rows, bf16: _, row_stride, count } = rows;
+        isa.run(PairProduct { rows, row_stride, count, panels, out, add });
+    }
 }
 
-/// The bits of a bf16: plain integers start as zeroed pages, which cost no memory until they are written.
+/// The bits of a bf16.
 impl KvElement for u16 {
     type Bytes = [u8; 2];
 
@@ -50,6 +76,19 @@ impl KvElement for u16 {
     fn from_bytes(bytes: [u8; 2]) -> Self {
         Self::from_le_bytes(bytes)
     }
+
+    fn takes_bf16(isa: Isa) -> bool {
+        isa.has_bf16()
+    }
+
+    fn multiply(isa: Isa, rows: KvRows<'_>, panels: Panels<'_, u16>, out: Out<'_>, add: bool) {
+        let KvRows { wide, bf16, row_stride, count } = rows;
+        if isa.has_bf16() {
+            isa.multiply_bf16(Bf16Product { rows: bf16, row_stride, count, panels, out, add });
+        } else {
+            isa.run(PairProduct { rows: wide, row_stride, count, panels, out, add });
+        }
+    }
 }
 
 /// Sizes of a rank's cache.
@@ -63,56 +102,132 @@ pub(crate) struct PageLayout {
     pub(crate) head_dim: usize,
 }
 
+impl PageLayout {
+    /// Numbers of the keys, or the values, of a head in a block.
+    fn head(&self) -> usize {
+        BLOCK_TOKENS * padded(self.head_dim)
+    }
+}
+
 pub(crate) struct Pages<T> {
     layout: PageLayout,
-    /// `[block, layer]`; each `[2, heads, BLOCK_TOKENS, head_dim]`: keys, then values.
-    slabs: Vec<RwLock<Box<[T]>>>,
+    /// `[block, layer]`; each keys, then values, by head. Keys of a head are `[pair of numbers of a key, panel of tokens]`,
+    /// values `[pair of tokens, panel of numbers of a value]`; a number of padding is zero.
+    slabs: Vec<RwLock<Aligned<T>>>,
+}
+
+/// One layer of a block, to read.
+pub(crate) struct Slab<'a, T> {
+    slab: RwLockReadGuard<'a, Aligned<T>>,
+    layout: &'a PageLayout,
+}
+
+/// One layer of a block, to write.
+pub(crate) struct SlabMut<'a, T> {
+    slab: RwLockWriteGuard<'a, Aligned<T>>,
+    layout: &'a PageLayout,
+}
+
+/// Panels of the tokens of a block.
+const TOKEN_PANELS: usize = BLOCK_TOKENS / LANES;
+
+impl<T: KvElement> Slab<'_, T> {
+    /// Keys of the first `panels` panels of tokens, by pairs of the numbers of a key. Of a head of this rank.
+    pub(crate) fn keys(&self, head: usize, panels: usize) -> Panels<'_, T> {
+        let values = &self.slab[head * self.layout.head()..][..self.layout.head()];
+        Panels {
+            values: values.as_chunks().0,
+            pair_stride: TOKEN_PANELS,
+            panel_stride: 1,
+            count: panels,
+            pairs: padded(self.layout.head_dim) / 2,
+        }
+    }
+
+    /// Values of the first `pairs` pairs of tokens.
+    pub(crate) fn values(&self, head: usize, pairs: usize) -> Panels<'_, T> {
+        let head = self.layout.heads.len() + head;
+        let values = &self.slab[head * self.layout.head()..][..self.layout.head()];
+        let panels = padded(self.layout.head_dim) / LANES;
+        Panels { values: values.as_chunks().0, pair_stride: panels, panel_stride: 1, count: panels, pairs }
+    }
+}
+
+impl<T: KvElement> SlabMut<'_, T> {
+    /// Writes the keys and values of a token; each `[heads, head_dim]`. The first token of a block makes it a new one.
+    pub(crate) fn put(&mut self, token: usize, keys: &[f32], values: &[f32]) {
+        let PageLayout { heads, head_dim, .. } = self.layout;
+        if token == 0 {
+            // Numbers that nobody attends to are multiplied by zero, and so have to be numbers.
+            let from = heads.len() * self.layout.head();
+            self.slab[from..].fill(T::default());
+        }
+        for (head, row) in keys.chunks_exact(*head_dim).enumerate() {
+            let pairs = self.head(head);
+            for (number, value) in row.iter().enumerate() {
+                let (at, place) = key_place::<T>(number, token);
+                pairs[at][place] = T::encode(*value);
+            }
+        }
+        for (head, row) in values.chunks_exact(*head_dim).enumerate() {
+            let (panels, heads) = (padded(*head_dim) / LANES, heads.len());
+            let pairs = self.head(heads + head);
+            for (number, value) in row.iter().enumerate() {
+                let (at, place) = value_place::<T>(number, token, panels);
+                pairs[at][place] = T::encode(*value);
+            }
+        }
+    }
+
+    /// Keys of a head, or, after those, values.
+    fn head(&mut self, head: usize) -> &mut [[T; PAIR]] {
+        let size = self.layout.head();
+        self.slab[head * size..][..size].as_chunks_mut().0
+    }
+}
+
+/// Where a number of a token's key stands: in which pair, and where there.
+#[inline(always)]
+fn key_place<T: Stored>(number: usize, token: usize) -> (usize, usize) {
+    (number / 2 * TOKEN_PANELS + token / LANES, T::place(token % LANES, number % 2))
+}
+
+/// Where a number of a token's value stands, of so many panels.
+#[inline(always)]
+fn value_place<T: Stored>(number: usize, token: usize, panels: usize) -> (usize, usize) {
+    (token / 2 * panels + number / LANES, T::place(number % LANES, token % 2))
 }
 
 impl<T: KvElement> Pages<T> {
     pub(crate) fn new(layout: PageLayout) -> Self {
-        let numbers = 2 * layout.heads.len() * BLOCK_TOKENS * layout.head_dim;
-        let slab = || RwLock::new(vec![T::default(); numbers].into_boxed_slice());
-        let slabs = (0..layout.blocks * layout.layers.len()).map(|_| slab()).collect();
-        Self { layout, slabs }
+        let numbers = 2 * layout.heads.len() * layout.head();
+        let slabs = (0..layout.blocks * layout.layers.len()).map(|_| RwLock::new(Aligned::new(numbers)));
+        Self { slabs: slabs.collect(), layout }
     }
 
-    /// One layer of a block, to read: `[2, heads, BLOCK_TOKENS, head_dim]`.
-    pub(crate) fn slab(&self, block: u32, layer: usize) -> RwLockReadGuard<'_, Box<[T]>> {
-        self.lock(block, layer).read().unwrap_or_else(PoisonError::into_inner)
+    /// One layer of a block, to read.
+    pub(crate) fn slab(&self, block: u32, layer: usize) -> Slab<'_, T> {
+        let slab = self.lock(block, layer).read().unwrap_or_else(PoisonError::into_inner);
+        Slab { slab, layout: &self.layout }
     }
 
-    /// Writes the keys and values of the token in row `token` of a block; each `[heads, head_dim]`.
-    pub(crate) fn put(&self, block: u32, layer: usize, token: usize, keys: &[f32], values: &[f32]) {
-        let mut slab = self.lock(block, layer).write().unwrap_or_else(PoisonError::into_inner);
-        let heads = keys.chunks_exact(self.layout.head_dim).chain(values.chunks_exact(self.layout.head_dim));
-        for (head, row) in heads.enumerate() {
-            let place = &mut slab[self.row(head, token)];
-            place.iter_mut().zip(row).for_each(|(place, value)| *place = T::encode(*value));
-        }
+    /// One layer of a block, to write.
+    pub(crate) fn slab_mut(&self, block: u32, layer: usize) -> SlabMut<'_, T> {
+        let slab = self.lock(block, layer).write().unwrap_or_else(PoisonError::into_inner);
+        SlabMut { slab, layout: &self.layout }
     }
 
-    fn lock(&self, block: u32, layer: usize) -> &RwLock<Box<[T]>> {
+    fn lock(&self, block: u32, layer: usize) -> &RwLock<Aligned<T>> {
         let layers = &self.layout.layers;
         &self.slabs[block as usize * layers.len() + layer - layers.start]
     }
 
-    /// Where a token's row of a head lies in a slab; heads of keys are counted first, then those of values.
-    fn row(&self, head: usize, token: usize) -> Range<usize> {
-        let from = (head * BLOCK_TOKENS + token) * self.layout.head_dim;
-        from..from + self.layout.head_dim
-    }
-
-    /// Where rows `0..tokens` of `heads` lie in a slab: keys by head, then values by head.
-    fn rows(&self, heads: &Range<usize>, tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    /// The heads of a range as counted here, of keys, then of values, and whether it is values.
+    fn sides(&self, heads: &Range<usize>) -> impl Iterator<Item = (usize, bool)> + use<T> {
         let held = &self.layout.heads;
-        let head_dim = self.layout.head_dim;
         let (from, to) = (heads.start - held.start, heads.end - held.start);
         let values = from + held.len()..to + held.len();
-        (from..to).chain(values).map(move |head| {
-            let from = head * BLOCK_TOKENS * head_dim;
-            from..from + tokens * head_dim
-        })
+        (from..to).map(|head| (head, false)).chain(values.map(|head| (head, true)))
     }
 
     fn check(&self, block: u32, layer: usize, heads: &Range<usize>) -> Result<(), KvError> {
@@ -149,10 +264,20 @@ impl<T: KvElement> KvStore for Pages<T> {
         if tokens > BLOCK_TOKENS {
             return Err(KvError::BadLength { bytes: tokens.saturating_mul(size) });
         }
-        let slab = self.slab(block, layer);
+        let Slab { slab, layout } = self.slab(block, layer);
+        let panels = padded(layout.head_dim) / LANES;
         let mut bytes = Vec::with_capacity(tokens * size);
-        for rows in self.rows(&heads, tokens) {
-            slab[rows].iter().for_each(|number| bytes.extend_from_slice(number.to_bytes().as_ref()));
+        for (head, values) in self.sides(&heads) {
+            let pairs = slab[head * layout.head()..][..layout.head()].as_chunks::<PAIR>().0;
+            for token in 0..tokens {
+                for number in 0..layout.head_dim {
+                    let (at, place) = match values {
+                        false => key_place::<T>(number, token),
+                        true => value_place::<T>(number, token, panels),
+                    };
+                    bytes.extend_from_slice(pairs[at][place].to_bytes().as_ref());
+                }
+            }
         }
         Ok(KvSlab { layer, heads, bytes })
     }
@@ -165,12 +290,25 @@ impl<T: KvElement> KvStore for Pages<T> {
         if tokens * size != bytes.len() || tokens > BLOCK_TOKENS {
             return Err(KvError::BadLength { bytes: bytes.len() });
         }
-        let mut slab = self.lock(block, *layer).write().unwrap_or_else(PoisonError::into_inner);
+        let mut slab = self.slab_mut(block, *layer);
+        let PageLayout { head_dim, .. } = self.layout;
+        let panels = padded(head_dim) / LANES;
         let mut numbers = bytes.chunks_exact(size_of::<T>());
-        for rows in self.rows(heads, tokens) {
-            for (place, bytes) in slab[rows].iter_mut().zip(&mut numbers) {
-                if let Ok(bytes) = T::Bytes::try_from(bytes) {
-                    *place = T::from_bytes(bytes);
+        for (head, values) in self.sides(heads) {
+            let pairs = slab.head(head);
+            if values {
+                // As `SlabMut::put`: what lies beyond these tokens is of no earlier sequence.
+                pairs[tokens / 2 * panels..].as_flattened_mut().fill(T::default());
+            }
+            for token in 0..tokens {
+                for (number, bytes) in (0..head_dim).zip(&mut numbers) {
+                    let (at, place) = match values {
+                        false => key_place::<T>(number, token),
+                        true => value_place::<T>(number, token, panels),
+                    };
+                    if let Ok(bytes) = T::Bytes::try_from(bytes) {
+                        pairs[at][place] = T::from_bytes(bytes);
+                    }
                 }
             }
         }
@@ -189,8 +327,8 @@ mod tests {
     #[test]
     fn heads_leave_and_enter_by_absolute_number() {
         let pages = pages();
-        pages.put(1, 5, 0, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
-        pages.put(1, 5, 1, &[11.0, 12.0, 13.0, 14.0], &[15.0, 16.0, 17.0, 18.0]);
+        pages.slab_mut(1, 5).put(0, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
+        pages.slab_mut(1, 5).put(1, &[11.0, 12.0, 13.0, 14.0], &[15.0, 16.0, 17.0, 18.0]);
         let slab = pages.read(1, 5, 3..4, 2).unwrap();
         let numbers: Vec<_> =
             slab.bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();

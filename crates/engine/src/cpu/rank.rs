@@ -1,13 +1,15 @@
 //! The forward pass of one rank.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use herd_model::{BLOCK_TOKENS, ModelConfig, RankShard};
+use rayon::prelude::*;
 
 use super::attention::Queries;
-use super::batch::{Batch, Span};
-use super::elementwise::{add, rms_norm, rotate, silu_gate};
-use super::linear::{Numerics, Projection};
+use super::batch::{Batch, Piece, Span};
+use super::elementwise::{Rotate, SiluGate, add, for_rows, rms_norm};
+use super::linear::{LinearWork, Numerics, Projection};
 use super::packed::Packed;
 use super::pages::{KvElement, Pages};
 use crate::KvStore;
@@ -79,6 +81,22 @@ pub(crate) struct Rank {
     pub(crate) kv: Kv,
 }
 
+/// Memory of a step that the next one uses again.
+#[derive(Default)]
+pub(crate) struct Work {
+    linear: LinearWork,
+    /// `[rows, hidden]`.
+    normed: Vec<f32>,
+    /// `[rows, queries, keys and values of this rank]`.
+    qkv: Vec<f32>,
+    /// `[rows, query heads of this rank, head_dim]`.
+    heads: Vec<f32>,
+    /// `[rows, ffn of this rank]`.
+    gated: Vec<f32>,
+    /// `[rows, hidden]`: what a layer adds.
+    sums: Vec<f32>,
+}
+
 impl Rank {
     /// Runs a step, cut into batches, and returns this rank's columns of the logits, `[rows wanted, shard.vocab]`: none but on
     /// the last stage.
@@ -86,6 +104,7 @@ impl Rank {
         &self,
         batches: &[Batch],
         group: &dyn Collective,
+        work: &mut Work,
     ) -> Result<Vec<f32>, CollectiveError> {
         let mut logits = Vec::new();
         for batch in batches {
@@ -94,10 +113,10 @@ impl Rank {
                 _ => self.taken(batch, group)?,
             };
             for layer in self.shard.layers.clone() {
-                self.layer(layer, batch, group, &mut hidden)?;
+                self.layer(layer, batch, group, work, &mut hidden)?;
             }
             match &self.weights.output {
-                Some(output) => logits.extend(self.logits(output, batch, &hidden)?),
+                Some(output) => self.logits(output, batch, &hidden, work, &mut logits)?,
                 None => group.give_next(&hidden)?,
             }
         }
@@ -139,38 +158,56 @@ impl Rank {
         layer: usize,
         batch: &Batch,
         group: &dyn Collective,
+        work: &mut Work,
         hidden: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        let Numerics { isa, .. } = self.numerics;
-        let LayerWeights { attention_norm, qkv, output, ffn_norm, gate_up, down } =
+        let Work { linear, normed, qkv, heads, gated, sums } = work;
+        let (numerics, eps) = (self.numerics, self.config.rms_eps);
+        let isa = numerics.isa;
+        let LayerWeights { attention_norm, qkv: to_qkv, output, ffn_norm, gate_up, down } =
             &self.weights.layers[layer - self.shard.layers.start];
 
-        let normed = rms_norm(isa, hidden, attention_norm, self.config.rms_eps);
-        let mut qkv = qkv.forward(self.numerics, &normed, None)?;
-        let heads = match &self.kv {
-            Kv::F32(pages) => self.attention(pages, layer, batch, &mut qkv),
-            Kv::Bf16(pages) => self.attention(pages, layer, batch, &mut qkv),
-        };
-        let mut attended = output.forward(self.numerics, &heads, Some(group))?;
-        group.all_reduce_sum(&mut attended)?;
-        add(hidden, &attended);
+        normed.resize(hidden.len(), 0.0);
+        rms_norm(isa, hidden, attention_norm, eps, normed);
+        to_qkv.forward(numerics, normed, None, linear, qkv)?;
+        match &self.kv {
+            Kv::F32(pages) => self.attention(pages, layer, batch, qkv, heads),
+            Kv::Bf16(pages) => self.attention(pages, layer, batch, qkv, heads),
+        }
+        output.forward(numerics, heads, Some(group), linear, sums)?;
+        group.all_reduce_sum(sums)?;
+        add(hidden, sums);
 
-        let normed = rms_norm(isa, hidden, ffn_norm, self.config.rms_eps);
-        let gate_up = gate_up.forward(self.numerics, &normed, None)?;
-        let gated = silu_gate(isa, &gate_up, self.shard.ffn.len());
-        let mut down = down.forward(self.numerics, &gated, Some(group))?;
-        group.all_reduce_sum(&mut down)?;
-        add(hidden, &down);
+        rms_norm(isa, hidden, ffn_norm, eps, normed);
+        let outputs = gate_up.multiply(numerics, normed, None, linear)?;
+        let width = self.shard.ffn.len();
+        gated.resize(batch.rows() * width, 0.0);
+        for_rows(gated, width, |row, y| {
+            thread_local! {
+                static GATE_UP: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+            }
+            GATE_UP.with_borrow_mut(|gate_up| {
+                gate_up.resize(2 * width, 0.0);
+                outputs.read(isa, row, gate_up);
+                let (gate, up) = gate_up.split_at(width);
+                isa.run(SiluGate { gate, up, y });
+            });
+        });
+        down.forward(numerics, gated, Some(group), linear, sums)?;
+        group.all_reduce_sum(sums)?;
+        add(hidden, sums);
         Ok(())
     }
 
-    /// This rank's columns of the logits of the rows that the batch wants.
+    /// Adds this rank's columns of the logits of the rows that the batch wants.
     fn logits(
         &self,
         output: &OutputWeights,
         batch: &Batch,
         hidden: &[f32],
-    ) -> Result<Vec<f32>, CollectiveError> {
+        work: &mut Work,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), CollectiveError> {
         let width = self.config.hidden_size;
         let wanted: Vec<f32> = batch
             .logit_rows
@@ -178,15 +215,26 @@ impl Rank {
             .flat_map(|row| &hidden[row * width..(row + 1) * width])
             .copied()
             .collect();
-        output.head.forward(self.numerics, &self.final_norm(output, &wanted), None)
+        let mut rows = Vec::new();
+        output.head.forward(
+            self.numerics,
+            &self.final_norm(output, &wanted),
+            None,
+            &mut work.linear,
+            &mut rows,
+        )?;
+        logits.append(&mut rows);
+        Ok(())
     }
 
     /// The norm before the output head.
     pub(crate) fn final_norm(&self, output: &OutputWeights, hidden: &[f32]) -> Vec<f32> {
-        rms_norm(self.numerics.isa, hidden, &output.norm, self.config.rms_eps)
+        let mut normed = vec![0.0; hidden.len()];
+        rms_norm(self.numerics.isa, hidden, &output.norm, self.config.rms_eps, &mut normed);
+        normed
     }
 
-    /// Rotates queries and keys, stores keys and values, and attends. Rows of `qkv` are queries, keys, values; the result is
+    /// Rotates queries and keys, stores keys and values, and attends. Rows of `qkv` are queries, keys, values; `out` becomes
     /// `[rows, query heads of this rank, head_dim]`.
     fn attention<T: KvElement>(
         &self,
@@ -194,38 +242,65 @@ impl Rank {
         layer: usize,
         batch: &Batch,
         qkv: &mut [f32],
-    ) -> Vec<f32> {
+        out: &mut Vec<f32>,
+    ) {
+        let isa = self.numerics.isa;
         let head_dim = self.config.head_dim;
         let (heads, kv_heads) = (self.shard.query_heads.len(), self.shard.kv_heads.len());
         let (query_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let row_stride = query_width + 2 * kv_width;
         let half = head_dim / 2;
-        let angles = batch.cos.chunks_exact(half).zip(batch.sin.chunks_exact(half));
-        for (row, (cos, sin)) in qkv.chunks_exact_mut(row_stride).zip(angles) {
-            rotate(&mut row[..query_width + kv_width], cos, sin);
-        }
-        let mut out = vec![0.0; batch.rows() * query_width];
-        for Span { rows, start, blocks } in &batch.spans {
-            for (position, row) in (*start..).zip(rows.clone()) {
+        for_rows(qkv, row_stride, |row, numbers| {
+            let angles = row * half..(row + 1) * half;
+            let heads = &mut numbers[..query_width + kv_width];
+            isa.run(Rotate { heads, cos: &batch.cos[angles.clone()], sin: &batch.sin[angles] });
+        });
+        let store = |Piece { rows, block, token }: &Piece| {
+            let mut slab = pages.slab_mut(*block, layer);
+            for (token, row) in (*token..).zip(rows.clone()) {
                 let row = &qkv[row * row_stride..][..row_stride];
                 let (keys, values) = row[query_width..].split_at(kv_width);
-                pages.put(blocks[position / BLOCK_TOKENS], layer, position % BLOCK_TOKENS, keys, values);
+                slab.put(token, keys, values);
             }
+        };
+        if rayon::current_thread_index().is_some() && batch.rows() >= BLOCK_TOKENS {
+            batch.pieces.par_iter().for_each(store);
+        } else {
+            batch.pieces.iter().for_each(store);
+        }
+        out.resize(batch.rows() * query_width, 0.0);
+        let attend = |(span, out): (&Span, &mut [f32])| {
+            let Span { rows, start, blocks } = span;
             let used = (start + rows.len()).div_ceil(BLOCK_TOKENS);
-            let guards: Vec<_> = blocks[..used].iter().map(|&block| pages.slab(block, layer)).collect();
-            let slabs: Vec<&[T]> = guards.iter().map(|guard| &***guard).collect();
+            let blocks: Vec<_> = blocks[..used].iter().map(|&block| pages.slab(block, layer)).collect();
             let queries = Queries {
                 rows: &qkv[rows.start * row_stride..],
                 row_stride,
                 start: *start,
-                blocks: &slabs,
+                blocks: &blocks,
                 heads,
                 kv_heads,
                 head_dim,
             };
-            queries.attend(self.numerics.isa, &mut out[rows.start * query_width..rows.end * query_width]);
+            queries.attend(isa, out);
+        };
+        // Sequences of one row each stand first, and are cut apart; then each of the others by itself.
+        let single = batch.spans.iter().take_while(|span| span.rows.len() == 1).count();
+        let (singles, rest) = out.split_at_mut(single * query_width);
+        if single > 1 && rayon::current_thread_index().is_some() {
+            batch.spans[..single]
+                .par_iter()
+                .zip(singles.par_chunks_exact_mut(query_width))
+                .for_each(attend);
+        } else {
+            batch.spans[..single].iter().zip(singles.chunks_exact_mut(query_width)).for_each(attend);
         }
-        out
+        let mut rest = rest;
+        for span in &batch.spans[single..] {
+            let (own, others) = rest.split_at_mut(span.rows.len() * query_width);
+            attend((span, own));
+            rest = others;
+        }
     }
 
     /// This rank's cache, as transfers see it.

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::largest_difference;
-use crate::cpu::isa::Isa;
-use crate::cpu::packed::{Format, PANEL, Packed, Packer};
+use crate::cpu::isa::{Isa, LANES};
+use crate::cpu::packed::{Format, Packed, Packer, Rows, padded};
 
 fn packed(outputs: usize, inputs: usize, format: Format, seed: u64) -> (Packed, Vec<f32>) {
     let mut packer = Packer::new(outputs, inputs, format);
@@ -37,6 +37,19 @@ fn packed(outputs: usize, inputs: usize, format: Format, seed: u64) -> (Packed, 
     (packer.finish(), plain)
 }
 
+fn multiply(packed: &Packed, isa: Isa, x: &[f32], bf16: bool) -> Vec<f32> {
+    let inputs = packed.inputs();
+    let count = x.len() / inputs;
+    let mut wide = vec![0.0; count * padded(inputs)];
+    for (wide, x) in wide.chunks_exact_mut(padded(inputs)).zip(x.chunks_exact(inputs)) {
+        wide[..inputs].copy_from_slice(x);
+    }
+    let bits: Vec<u16> = wide.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+    let mut out = vec![0.0; packed.panels() * count * LANES];
+    packed.multiply(isa, if bf16 { Rows::Bf16(&bits) } else { Rows::F32(&wide) }, count, &mut out);
+    out
+}
+
 /// In -1..1; a mix of the two numbers (the finalizer of `MurmurHash3`).
 fn noise(seed: u64, index: u64) -> f32 {
     let mut bits = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index;
@@ -50,7 +63,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn one_row_or_many(
-        rows in 1_usize..20,
+        rows in 1_usize..70,
         outputs in 1_usize..150,
         inputs in 1_usize..200,
         format in prop_oneof![Just(Format::Bf16), Just(Format::F32), Just(Format::E4m3)],
@@ -58,23 +71,29 @@ proptest! {
         pooled: bool,
     ) {
         let (packed, plain) = packed(outputs, inputs, format, seed);
-        let x: Vec<f32> = (0..rows * inputs).map(|index| noise(!seed, index as u64)).collect();
+        // Numbers of bf16, so that both kinds of rows hold the same.
+        let x: Vec<f32> = (0..rows * inputs)
+            .map(|index| half::bf16::from_f32(noise(!seed, index as u64)).to_f32())
+            .collect();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        for isa in [Isa::detect(), Isa::PORTABLE] {
-            let many = if pooled {
-                pool.install(|| packed.multiply(isa, &x))
-            } else {
-                packed.multiply(isa, &x)
-            };
-            for (row, x) in x.chunks_exact(inputs).enumerate() {
-                let one = packed.multiply(isa, x);
-                for output in 0..outputs {
-                    let (panel, lane) = (output / PANEL, output % PANEL);
-                    let y = many[panel * rows + row][lane];
-                    prop_assert_eq!(y.to_bits(), one[panel][lane].to_bits());
-                    let weights = &plain[output * inputs..][..inputs];
-                    let exact: f64 = weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-                    prop_assert!((f64::from(y) - exact).abs() < 1e-4, "{} is not {}", y, exact);
+        for isa in Isa::all() {
+            for bf16 in [false, true] {
+                if bf16 && (format == Format::F32 || !isa.has_bf16()) {
+                    continue;
+                }
+                let multiply = |x: &[f32]| multiply(&packed, isa, x, bf16);
+                let many = if pooled { pool.install(|| multiply(&x)) } else { multiply(&x) };
+                for (row, x) in x.chunks_exact(inputs).enumerate() {
+                    let one = multiply(x);
+                    for output in 0..outputs {
+                        let (panel, lane) = (output / LANES, output % LANES);
+                        let y = many[(panel * rows + row) * LANES + lane];
+                        prop_assert_eq!(y.to_bits(), one[panel * LANES + lane].to_bits());
+                        let weights = &plain[output * inputs..][..inputs];
+                        let exact: f64 =
+                            weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                        prop_assert!((f64::from(y) - exact).abs() < 1e-4, "{} is not {}", y, exact);
+                    }
                 }
             }
         }

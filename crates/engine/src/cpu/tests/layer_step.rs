@@ -11,7 +11,7 @@ use crate::collective::LocalRank;
 use crate::cpu::batch::Batch;
 use crate::cpu::isa::Isa;
 use crate::cpu::linear::Numerics;
-use crate::cpu::rank::Rank;
+use crate::cpu::rank::{Rank, Work};
 
 /// A correct implementation is at 4e-7.
 const TOLERANCE: f64 = 5e-4;
@@ -95,11 +95,12 @@ fn check(model: &str, golden: &str, bound: Option<f32>) {
                 let (checkpoint, batch, hidden) = (&checkpoint, &batch, &hidden);
                 ranks.push(scope.spawn(move || {
                     let rank = Rank::load(checkpoint, shard, numerics, 1, RowsClipped::default()).unwrap();
+                    let mut work = Work::default();
                     let embedded = rank.embed(&batch.tokens, &group).unwrap();
                     assert_eq!(embedded, hidden[0], "embedding at tensor {tensor}");
                     for (layer, pair) in hidden.windows(2).enumerate() {
                         let mut state = pair[0].clone();
-                        rank.layer(layer, batch, &group, &mut state).unwrap();
+                        rank.layer(layer, batch, &group, &mut work, &mut state).unwrap();
                         if layer + 1 == checkpoint.config().layers {
                             state = rank.final_norm(rank.weights.output.as_ref().unwrap(), &state);
                         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
 use futures::future::try_join_all;
+use herd_engine::Isa;
 use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{DecodeRequest, Sampling, decode_event};
@@ -30,7 +31,8 @@ fn options(model: &Path, threads: usize) -> WorkerOptions {
         dtype: Dtype::Bf16,
         kv: KvSize::Blocks(64),
         threads,
-    };
+            isa: Isa::detect(),
+        };
     let mut options = WorkerOptions::loopback(Backend::Cpu(backend));
     options.gang_id = Some("bench".to_owned());
     options

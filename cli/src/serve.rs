@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::future::{join_all, select_all, try_join_all};
+use herd_engine::Isa;
 use herd_gateway::{FixedFleet, GangEndpoint, Gateway, GatewayOptions, ReservedPort};
 use herd_model::{BLOCK_TOKENS, Dtype, ModelConfig, Parallelism, ShardPlan};
 use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, TextModel};
@@ -115,7 +116,8 @@ impl Fleet {
                 dtype,
                 kv: KvSize::Blocks(kv_blocks),
                 threads: threads.max(parallelism.ranks()),
-            };
+            isa: Isa::detect(),
+        };
             let metrics = MetricOptions { model: name.clone(), ..MetricOptions::default() };
             Worker::start(WorkerOptions { role, metrics, ..WorkerOptions::loopback(Backend::Cpu(backend)) })
         }))

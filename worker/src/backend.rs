@@ -133,17 +133,17 @@ fn load_options(
     local: usize,
     limits: &WorkerLimits,
 ) -> Result<LoadOptions, WorkerError> {
-    let CpuBackend { model_dir, parallelism, dtype, kv, threads } = backend;
-    let kv_blocks = match *kv {
+    let &CpuBackend { ref model_dir, parallelism, dtype, kv, threads, isa } = backend;
+    let kv_blocks = match kv {
         KvSize::Blocks(blocks) => blocks,
         KvSize::Bytes(bytes) => {
             let checkpoint = Checkpoint::open(model_dir).map_err(LoadError::from)?;
             // As much for each rank as if all of them were here.
             let bytes = bytes.saturating_mul(parallelism.ranks() as u64) / (local as u64).max(1);
-            kv_blocks(checkpoint.config(), *parallelism, *dtype, bytes, limits)?
+            kv_blocks(checkpoint.config(), parallelism, dtype, bytes, limits)?
         }
     };
-    Ok(LoadOptions { parallelism: *parallelism, dtype: *dtype, kv_blocks, threads: *threads })
+    Ok(LoadOptions { parallelism, dtype, kv_blocks, threads, isa })
 }
 
 fn about(backend: &CpuBackend, info: &ModelInfo, clipped: RowsClipped) -> Model {

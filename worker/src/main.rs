@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Parser, ValueEnum};
-use herd_engine::DEFAULT_STEP_TOKENS;
+use herd_engine::{DEFAULT_STEP_TOKENS, Isa};
 use herd_model::{Dtype, Parallelism};
 use herd_worker::fetch::ModelLease;
 use herd_worker::{
@@ -55,6 +55,10 @@ struct Args {
     /// Threads that compute, over all ranks; as many as there are cores unless given.
     #[arg(long, env = "HERD_THREADS")]
     threads: Option<usize>,
+    /// Instructions that compute on CPUs: portable, avx2, avx512 or amx; the best of this CPU unless given. KV moves between
+    /// gangs of the same ones only.
+    #[arg(long, env = "HERD_ISA")]
+    isa: Option<Isa>,
     /// Tokens of prompt and completion together; the model's unless given.
     #[arg(long, env = "HERD_CONTEXT_LENGTH")]
     context_length: Option<usize>,
@@ -257,6 +261,7 @@ fn options(args: Args) -> WorkerOptions {
         kv_blocks,
         kv_memory,
         threads,
+        isa,
         context_length,
         max_step_tokens,
         max_sequences,
@@ -289,6 +294,7 @@ fn options(args: Args) -> WorkerOptions {
                 dtype,
                 kv: kv_blocks.map_or(KvSize::Bytes(kv_memory), KvSize::Blocks),
                 threads: threads.unwrap_or(cores),
+                isa: isa.unwrap_or_else(Isa::detect),
             }),
             BackendKind::Cuda => Backend::Cuda,
         },

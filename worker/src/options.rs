@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use herd_engine::{DEFAULT_STEP_TOKENS, FakeControl, FakeModel, FakeOptions};
+use herd_engine::{DEFAULT_STEP_TOKENS, FakeControl, FakeModel, FakeOptions, Isa};
 use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::Role;
 
@@ -137,6 +137,8 @@ pub struct CpuBackend {
     pub kv: KvSize,
     /// Threads all ranks share.
     pub threads: usize,
+    /// Instructions that compute.
+    pub isa: Isa,
 }
 
 /// Size of the KV cache.

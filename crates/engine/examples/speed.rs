@@ -1,10 +1,10 @@
-//! Tokens a second of a model on this machine: `speed MODEL_DIR [TENSOR] [THREADS] [f32|bf16]`. Prints, judges nothing.
+//! Tokens a second of a model on this machine: `speed MODEL_DIR [TENSOR] [THREADS] [f32|bf16] [ISA]`. Prints, judges nothing.
 
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
-use herd_engine::{CpuModel, Executor, LoadOptions};
+use herd_engine::{CpuModel, Executor, Isa, LoadOptions};
 use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::{LogitRows, SequenceId, StepEntry, StepPlan};
 
@@ -14,15 +14,16 @@ const BATCHES: [usize; 2] = [1, 8];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let folder = arguments.next().ok_or("usage: speed MODEL_DIR [TENSOR] [THREADS] [f32|bf16]")?;
+    let folder = arguments.next().ok_or("usage: speed MODEL_DIR [TENSOR] [THREADS] [f32|bf16] [ISA]")?;
     let tensor = arguments.next().map_or(Ok(1), |word| word.parse())?;
     let threads = arguments.next().map_or(Ok(2), |word| word.parse())?;
     let dtype: Dtype = arguments.next().map_or(Ok(Dtype::F32), |word| word.parse())?;
+    let isa = arguments.next().map_or(Ok(Isa::detect()), |word| word.parse())?;
     let blocks_each = (PROMPT + DECODED).div_ceil(BLOCK_TOKENS);
     let kv_blocks = BATCHES[BATCHES.len() - 1] * blocks_each;
 
     let started = Instant::now();
-    let options = LoadOptions { parallelism: Parallelism::tensor(tensor), dtype, kv_blocks, threads };
+    let options = LoadOptions { parallelism: Parallelism::tensor(tensor), dtype, kv_blocks, threads, isa };
     let mut model = CpuModel::load(folder.as_ref(), &options)?;
     let bytes: u64 = model.info().weight_bytes_per_rank.iter().sum();
     println!(

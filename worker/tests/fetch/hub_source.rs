@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use herd_engine::{Checkpoint, CpuRanks, LoadOptions};
+use herd_engine::{Checkpoint, CpuRanks, Isa, LoadOptions};
 use herd_model::Dtype::Bf16;
 use herd_model::{INDEX_FILE, LARGE_FILE_BYTES, Parallelism};
 use herd_worker::fetch::{FetchError, Secret, fetch, resolve};
@@ -109,7 +109,7 @@ async fn a_stage_opens_with_outlines_of_what_it_does_not_need() {
     assert!(second.blocks() * 512 < 1 << 20, "{} blocks", second.blocks());
     let load = |rank| {
         let parallelism = Parallelism { tensor: 1, pipeline: 2 };
-        let options = LoadOptions { parallelism, dtype: Bf16, kv_blocks: 1, threads: 1 };
+        let options = LoadOptions { parallelism, dtype: Bf16, kv_blocks: 1, threads: 1, isa: Isa::detect() };
         CpuRanks::load(&model, &options, rank..rank + 1)
     };
     load(0).unwrap();

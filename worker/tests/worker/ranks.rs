@@ -6,6 +6,7 @@ use herd_metrics::{check_page, worker as metrics};
 use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{DecodeRequest, DescribeRequest, WatchRequest};
+use herd_engine::Isa;
 use herd_worker::{Backend, CpuBackend, Follower, GangPart, KvSize, Worker, WorkerError, WorkerOptions};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -40,6 +41,7 @@ impl Shape {
             // Of another size in each process: the smallest counts.
             kv: KvSize::Blocks(40 - first_rank),
             threads: ranks_per_pod,
+            isa: Isa::detect(),
         };
         let mut options = WorkerOptions::loopback(Backend::Cpu(backend));
         options.gang_id = Some("gang".to_owned());

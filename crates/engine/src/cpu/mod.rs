@@ -21,4 +21,5 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+pub use isa::{Isa, UnknownIsa};
 pub use model::{Columns, CpuModel, CpuRanks, LoadError, LoadOptions, ModelInfo, RunningRanks};

@@ -37,6 +37,8 @@ pub struct LoadOptions {
     pub kv_blocks: usize,
     /// Threads that compute, over all ranks; each rank has at least one.
     pub threads: usize,
+    /// Instructions that compute.
+    pub isa: Isa,
 }
 
 /// What a loaded model is.
@@ -154,7 +156,7 @@ impl CpuModel {
 impl CpuRanks {
     /// Loads the ranks `local` of a checkpoint: each reads its own slices.
     pub fn load(dir: &Path, options: &LoadOptions, local: Range<usize>) -> Result<Self, LoadError> {
-        let &LoadOptions { parallelism, dtype, kv_blocks, threads } = options;
+        let &LoadOptions { parallelism, dtype, kv_blocks, threads, isa } = options;
         let checkpoint = Checkpoint::open(dir)?;
         let config = checkpoint.config().clone();
         let shards = ShardPlan::new(&config, parallelism)?;
@@ -174,7 +176,6 @@ impl CpuRanks {
             let problem = "the ranks of a process are some of all ranks";
             return Err(LoadError::Option { option: "ranks", value: local.end, problem });
         }
-        let isa = Isa::detect();
         let activation_scale_ub = config.quantization.as_ref().map_or(f32::INFINITY, Fp8::input_bound);
         let numerics = Numerics { isa, dtype, activation_scale_ub };
         // One rank of each stage counts: the others see the same rows.

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
+use herd_engine::Isa;
 use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::{LogitRows, SequenceId, StepEntry};
 use proptest::prelude::*;
@@ -61,10 +62,14 @@ fn tiny_compressed_tensors() {
 }
 
 fn check(model: &str) {
-    for (tensor, pipeline) in [(1, 1), (2, 1), (4, 1), (2, 2), (1, 4)] {
+    let layouts = [(1, 1), (2, 1), (4, 1), (2, 2), (1, 4)].map(|layout| (layout, Isa::detect()));
+    let others = Isa::all().into_iter().filter(|isa| *isa != Isa::detect()).map(|isa| ((1, 1), isa));
+    for ((tensor, pipeline), isa) in layouts.into_iter().chain(others) {
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            let load =
-                |pipeline| Runner::load(&fixture(model), Parallelism { tensor, pipeline }, dtype, BLOCKS);
+            let load = |pipeline| {
+                let parallelism = Parallelism { tensor, pipeline };
+                Runner::load_with(isa, &fixture(model), parallelism, dtype, BLOCKS)
+            };
             let runner = RefCell::new(load(pipeline));
             let mut one_stage = (pipeline > 1).then(|| load(1));
             let mut cases =
@@ -74,7 +79,7 @@ fn check(model: &str) {
                 Ok(())
             });
             result.unwrap_or_else(|failure| {
-                panic!("{model} tensor {tensor} pipeline {pipeline} {dtype}: {failure}")
+                panic!("{model} tensor {tensor} pipeline {pipeline} {dtype} by {isa}: {failure}")
             });
             if let Some(one_stage) = &mut one_stage {
                 // A step that is cut into several batches.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use herd_engine::{CpuModel, Executor as _, LoadOptions};
+use herd_engine::{CpuModel, Executor as _, Isa, LoadOptions};
 use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::{LogitRows, SequenceId, StepEntry, StepPlan};
 
@@ -17,7 +17,17 @@ pub(crate) struct Runner {
 
 impl Runner {
     pub(crate) fn load(folder: &Path, parallelism: Parallelism, dtype: Dtype, kv_blocks: usize) -> Self {
-        let options = LoadOptions { parallelism, dtype, kv_blocks, threads: 2 };
+        Self::load_with(Isa::detect(), folder, parallelism, dtype, kv_blocks)
+    }
+
+    pub(crate) fn load_with(
+        isa: Isa,
+        folder: &Path,
+        parallelism: Parallelism,
+        dtype: Dtype,
+        kv_blocks: usize,
+    ) -> Self {
+        let options = LoadOptions { parallelism, dtype, kv_blocks, threads: 2, isa };
         Self { model: CpuModel::load(folder, &options).unwrap(), kv_blocks }
     }
 

@@ -4,6 +4,7 @@
 //! one scale a tensor instead of a token, a truncating cast, a wrong RoPE factor and an ignored bound; logits and log
 //! probabilities catch each. A wrong map from ranks to KV heads shows on sharp, which has two of them.
 
+use herd_engine::Isa;
 use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::LogitRows;
 
@@ -210,10 +211,14 @@ fn check(check: &Check<'_>) {
     let folder = fixture(check.model);
     let bounded = check.bound.map(|bound| with_bound(&folder, bound));
     let folder = bounded.as_ref().map_or(folder.as_path(), tempfile::TempDir::path);
-    for (tensor, pipeline) in [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2)] {
+    let layouts = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2)];
+    let by_layout = layouts.map(|layout| (layout, Isa::detect()));
+    let by_isa = Isa::all().into_iter().filter(|isa| *isa != Isa::detect()).map(|isa| ((1, 1), isa));
+    for ((tensor, pipeline), isa) in by_layout.into_iter().chain(by_isa) {
         let parallelism = Parallelism { tensor, pipeline };
-        let at = format!("tensor {tensor}, pipeline {pipeline}");
-        let mut runner = Runner::load(folder, parallelism, check.dtype, golden.cases.len() * CASE_BLOCKS);
+        let at = format!("tensor {tensor}, pipeline {pipeline} by {isa}");
+        let blocks = golden.cases.len() * CASE_BLOCKS;
+        let mut runner = Runner::load_with(isa, folder, parallelism, check.dtype, blocks);
         let mut error = Errors::default();
         let mut last = Vec::new();
         for (index, case) in golden.cases.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! Real workers in this process, on the fake backend or on the CPU one.
 
-use herd_engine::{FakeControl, FakeOptions};
+use herd_engine::{FakeControl, FakeOptions, Isa};
 use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{Load, WatchRequest};
@@ -46,6 +46,7 @@ pub(crate) async fn cpu(model: &str, tensor: usize, roles: &[Role]) -> Fleet {
             dtype: Dtype::F32,
             kv: KvSize::Blocks(64),
             threads: tensor,
+            isa: Isa::detect(),
         };
         let options = WorkerOptions { role, ..WorkerOptions::loopback(Backend::Cpu(backend)) };
         workers.push(Worker::start(options).await.unwrap());

@@ -19,9 +19,20 @@ pub(crate) const LANES: usize = 16;
 /// Numbers of a pair of inputs of one vector of outputs.
 pub(crate) const PAIR: usize = 2 * LANES;
 
-/// An instruction set the kernels are compiled for. They differ in rounding, and so in bits: the KV fingerprint names it.
+/// An instruction set the CPU's kernels are compiled for, and that this CPU has. They differ in rounding, and so in bits: the
+/// KV fingerprint names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Isa(Level);
+pub struct Isa(Level);
+
+/// An instruction set that there is not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{given} is no instruction set of this cpu, which has {here}")]
+pub struct UnknownIsa {
+    /// Asked for.
+    given: String,
+    /// Those there are.
+    here: String,
+}
 
 /// Made by `detect` and `all` alone, where the CPU has what it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,12 +82,12 @@ pub(crate) trait Kernel {
 
 impl Isa {
     /// The best one this CPU has.
-    pub(crate) fn detect() -> Self {
+    pub fn detect() -> Self {
         Self::all().last().copied().unwrap_or(Self::PORTABLE)
     }
 
     /// Those this CPU has, the best one last.
-    pub(crate) fn all() -> Vec<Self> {
+    pub fn all() -> Vec<Self> {
         let levels = [
             Some(Level::Portable),
             #[cfg(target_arch = "x86_64")]
@@ -89,8 +100,19 @@ impl Isa {
         levels.into_iter().flatten().map(Self).collect()
     }
 
-    /// What every CPU has.
-    pub(crate) const PORTABLE: Self = Self(Level::Portable);
+    const PORTABLE: Self = Self(Level::Portable);
+
+    fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => "amx",
+        }
+    }
 
     /// Part of the KV fingerprint.
     pub(crate) fn numerics(self) -> &'static str {
@@ -154,5 +176,37 @@ impl Isa {
         for (bits, code) in into.iter_mut().zip(codes) {
             *bits = (super::e4m3::decode_finite(*code).to_bits() >> 16) as u16;
         }
+    }
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Isa {
+    type Err = UnknownIsa;
+
+    fn from_str(name: &str) -> Result<Self, UnknownIsa> {
+        let all = Self::all();
+        all.iter().find(|isa| isa.name() == name).copied().ok_or_else(|| UnknownIsa {
+            given: name.to_owned(),
+            here: all.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for isa in Isa::all() {
+            assert_eq!(isa.to_string().parse(), Ok(isa));
+        }
+        let error = "neon2".parse::<Isa>().unwrap_err().to_string();
+        assert!(error.starts_with("neon2 is no instruction set") && error.contains("portable"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
 use super::fixture;
-use crate::{CpuModel, Executor as _, LoadOptions};
+use crate::{CpuModel, Executor as _, Isa, LoadOptions};
 
 /// A tensor: dtype, shape, bytes.
 type Stored = (Dtype, Vec<usize>, Vec<u8>);
@@ -54,6 +54,7 @@ fn logits(folder: &Path) -> Result<Vec<f32>, String> {
         dtype: Activations::F32,
         kv_blocks: 1,
         threads: 2,
+        isa: Isa::detect(),
     };
     let mut model = CpuModel::load(folder, &options).map_err(|error| error.to_string())?;
     let entry = StepEntry {

@@ -31,8 +31,8 @@ fn options(model: &Path, threads: usize) -> WorkerOptions {
         dtype: Dtype::Bf16,
         kv: KvSize::Blocks(64),
         threads,
-            isa: Isa::detect(),
-        };
+        isa: Isa::detect(),
+    };
     let mut options = WorkerOptions::loopback(Backend::Cpu(backend));
     options.gang_id = Some("bench".to_owned());
     options

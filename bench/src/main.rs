@@ -1,6 +1,7 @@
 //! `herd-bench`, which `cargo xtask bench` builds and runs. What is compared runs in turns within one run, on a machine that
 //! does nothing else.
 
+mod engine;
 mod gang;
 mod gateway;
 mod kv;
@@ -9,6 +10,7 @@ mod results;
 mod scaling;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -41,6 +43,20 @@ enum Bench {
         #[arg(required = true)]
         parts: Vec<Part>,
     },
+    /// The engine against llama.cpp.
+    Engine(engine::EngineArgs),
+    /// A turn of the engine, which `engine` starts.
+    #[command(hide = true)]
+    EngineTurn(engine::TurnArgs),
+    /// Makes a model of random weights.
+    #[command(hide = true)]
+    RandomModel {
+        /// The config.json of its shape.
+        #[arg(long)]
+        config: PathBuf,
+        #[arg(long)]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -51,8 +67,20 @@ enum Part {
     Scaling,
 }
 
-fn main() -> Result<()> {
-    let Bench::Fleet { model, tokenizer, kubectl, out, parts } = Args::parse().bench;
+fn main() -> Result<ExitCode> {
+    let (model, tokenizer, kubectl, out, parts) = match Args::parse().bench {
+        Bench::Fleet { model, tokenizer, kubectl, out, parts } => (model, tokenizer, kubectl, out, parts),
+        Bench::Engine(arguments) => {
+            let (figures, met) = engine::run(&arguments)?;
+            std::fs::write(&arguments.out, format!("{figures:#}\n"))?;
+            println!("written to {}", arguments.out.display());
+            return Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Bench::EngineTurn(arguments) => return engine::run_turn(&arguments).map(|()| ExitCode::SUCCESS),
+        Bench::RandomModel { config, out } => {
+            return engine::make_model(&config, &out).map(|()| ExitCode::SUCCESS);
+        }
+    };
     let mut figures = Results::read(&out)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     for part in parts {
@@ -76,5 +104,5 @@ fn main() -> Result<()> {
     figures.set("cores", &cores.into())?;
     figures.write(&out)?;
     println!("written to {}", out.display());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -116,8 +116,8 @@ impl Fleet {
                 dtype,
                 kv: KvSize::Blocks(kv_blocks),
                 threads: threads.max(parallelism.ranks()),
-            isa: Isa::detect(),
-        };
+                isa: Isa::detect(),
+            };
             let metrics = MetricOptions { model: name.clone(), ..MetricOptions::default() };
             Worker::start(WorkerOptions { role, metrics, ..WorkerOptions::loopback(Backend::Cpu(backend)) })
         }))

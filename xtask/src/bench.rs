@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures beside those of a peer in the same run. Never a test.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -9,7 +10,7 @@ use clap::{Subcommand, ValueEnum};
 use crate::install::{self, Down};
 use crate::lock::Lock;
 use crate::paths::Paths;
-use crate::{binaries, cluster, machine, models, progress};
+use crate::{binaries, cluster, llama_cpp, machine, models, progress};
 
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum BenchCommand {
@@ -21,6 +22,9 @@ pub(crate) enum BenchCommand {
         #[arg(long)]
         name: Option<String>,
     },
+    /// The engine against llama.cpp, which is built once (cmake, a C++ compiler; 6 minutes on two cores): prefill, decode,
+    /// memory, loading; ends with the goals that are met, and fails when one is not
+    Engine,
 }
 
 /// What can be measured alone.
@@ -38,7 +42,10 @@ const WORD: &str = "bm";
 
 /// Runs it in the foreground. Parts that compute alone have the machine to themselves, before there is a cluster.
 pub(crate) fn run(paths: &Paths, bench: BenchCommand) -> Result<ExitCode> {
-    let BenchCommand::Fleet { parts, name } = bench;
+    let (parts, name) = match bench {
+        BenchCommand::Fleet { parts, name } => (parts, name),
+        BenchCommand::Engine => return engine(paths),
+    };
     let parts = if parts.is_empty() { Part::value_variants().to_vec() } else { parts };
     let (clusters, alone): (Vec<Part>, Vec<Part>) =
         parts.into_iter().partition(|part| *part == Part::Scaling);
@@ -60,6 +67,63 @@ pub(crate) fn run(paths: &Paths, bench: BenchCommand) -> Result<ExitCode> {
     command.arg("--kubectl").arg(installed.kubectl.program());
     measure(command)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes what the engine's bench needs, and runs it.
+fn engine(paths: &Paths) -> Result<ExitCode> {
+    let program = progress::step("programs", |activity| binaries::bench(paths, activity))?;
+    models::make(paths)?;
+    let peer = progress::step("llama.cpp", |activity| llama_cpp::build(paths, activity))?;
+    let herd = binaries::herd(paths)?;
+    let folder = paths.cache.join("bench");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let bf16 = paths.models.join(models::BF16);
+    let all_fp8 = folder.join("smollm2-135m-all-fp8");
+    if !all_fp8.exists() {
+        run(Command::new(&herd)
+            .args(["models", "quantize", "--to", "compressed-tensors", "--keep-layers", ""])
+            .arg(&bf16)
+            .arg("--out")
+            .arg(&all_fp8))?;
+    }
+    let large = folder.join("llama-3.2-1b-random-fbgemm-fp8");
+    if !large.exists() {
+        let random = folder.join("llama-3.2-1b-random");
+        let config = paths.root.join("fixtures/model-sizes/llama-3.2-1b-instruct/config.json");
+        run(Command::new(&program).args(["random-model", "--config"]).arg(config).arg("--out").arg(&random))?;
+        run(Command::new(&herd)
+            .args(["models", "quantize", "--to", "fbgemm_fp8"])
+            .arg(&random)
+            .arg("--out")
+            .arg(&large))?;
+        fs::remove_dir_all(&random).with_context(|| format!("remove {}", random.display()))?;
+    }
+    let [q8_0, f16] = peer.models(paths)?;
+    let status = Command::new(&program)
+        .arg("engine")
+        .arg("--fbgemm")
+        .arg(paths.models.join(models::FP8))
+        .arg("--all-fp8")
+        .arg(all_fp8)
+        .arg("--large")
+        .arg(large)
+        .arg("--peer")
+        .arg(peer.programs())
+        .arg("--q8-0")
+        .arg(q8_0)
+        .arg("--f16")
+        .arg(f16)
+        .arg("--out")
+        .arg(paths.root.join("bench/results/engine.json"))
+        .status()
+        .context("failed to run herd-bench")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("failed to run {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
 }
 
 fn fleet(paths: &Paths, program: &Path, parts: &[Part]) -> Command {

@@ -15,6 +15,7 @@ mod herd_cluster;
 mod images;
 mod install;
 mod kubectl;
+mod llama_cpp;
 mod lock;
 mod machine;
 mod metrics_doc;

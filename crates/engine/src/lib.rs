@@ -23,7 +23,10 @@ mod step_loop;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use clipped::RowsClipped;
 pub use collective::{Collective, CollectiveError, GIVEN_AHEAD, LocalRank, Remote};
-pub use cpu::{Columns, CpuModel, CpuRanks, Isa, LoadError, LoadOptions, ModelInfo, RunningRanks, UnknownIsa};
+pub use cpu::{
+    Columns, CpuModel, CpuRanks, Isa, LoadError, LoadOptions, ModelInfo, RunningRanks, UnknownIsa,
+    peak_multiply_adds,
+};
 pub use cuda::{CudaDevice, CudaError, cuda_devices};
 pub use engine::{Engine, SubmitError};
 pub use executor::{Executor, ExecutorError, StepOutput};

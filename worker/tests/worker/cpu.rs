@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use herd_engine::Isa;
 use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{DecodeRequest, GetBundleRequest, Shaping, TokenBias};
-use herd_engine::Isa;
 use herd_worker::{Backend, CpuBackend, KvSize, Worker, WorkerOptions};
 
 use crate::gangs::{Answer, prompt, request};
@@ -20,7 +20,8 @@ async fn start(model: &str, tensor: usize, dtype: Dtype) -> Worker {
 
 async fn start_split(model: &str, parallelism: Parallelism, dtype: Dtype) -> Worker {
     let (model_dir, threads) = (fixture(model), parallelism.ranks());
-    let backend = CpuBackend { model_dir, parallelism, dtype, kv: KvSize::Blocks(32), threads, isa: Isa::detect() };
+    let backend =
+        CpuBackend { model_dir, parallelism, dtype, kv: KvSize::Blocks(32), threads, isa: Isa::detect() };
     Worker::start(WorkerOptions::loopback(Backend::Cpu(backend))).await.unwrap()
 }
 
@@ -175,7 +176,8 @@ async fn a_degree_that_does_not_split_the_model_is_refused() {
     for (tensor, pipeline, told) in [(3, 1, "possible degrees"), (1, 5, "the 4 layers")] {
         let (model_dir, parallelism) = (model_dir.clone(), Parallelism { tensor, pipeline });
         let kv = KvSize::Blocks(4);
-        let backend = CpuBackend { model_dir, parallelism, dtype: Dtype::F32, kv, threads: 1, isa: Isa::detect() };
+        let backend =
+            CpuBackend { model_dir, parallelism, dtype: Dtype::F32, kv, threads: 1, isa: Isa::detect() };
         let error = Worker::start(WorkerOptions::loopback(Backend::Cpu(backend))).await.unwrap_err();
         assert_eq!(error.reason(), "ImpossibleParallelism");
         assert!(error.to_string().contains(told), "{error}");

@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
+use herd_engine::Isa;
 use herd_metrics::{check_page, worker as metrics};
 use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{DecodeRequest, DescribeRequest, WatchRequest};
-use herd_engine::Isa;
 use herd_worker::{Backend, CpuBackend, Follower, GangPart, KvSize, Worker, WorkerError, WorkerOptions};
 use tonic::Code;
 use tonic::transport::Channel;

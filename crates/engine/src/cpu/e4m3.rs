@@ -7,7 +7,7 @@ pub(crate) const MAX: f32 = 448.0;
 pub(crate) const REBIAS: f32 = f32::from_bits((127 + 120) << 23);
 
 /// The value of a code, exactly.
-#[inline(always)]
+#[cfg(test)]
 pub(crate) fn decode(code: u8) -> f32 {
     if code & 0x7f == 0x7f {
         return f32::NAN.copysign(if code & 0x80 == 0 { 1.0 } else { -1.0 });
@@ -23,7 +23,7 @@ pub(crate) fn decode_finite(code: u8) -> f32 {
 }
 
 /// The nearest code, ties to even, saturating at 448.
-#[inline(always)]
+#[cfg(test)]
 pub(crate) fn encode(value: f32) -> u8 {
     const SMALLEST_NORMAL: f32 = 0.015_625;
     const EXPONENTS_APART: u32 = 120 << 3;

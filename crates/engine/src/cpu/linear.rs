@@ -103,7 +103,14 @@ impl Projection {
                 }
                 PartFormat::Fp8 { scales: _, input_scale: None } => {
                     if input.holds != Some(Holds::Quantized(None)) {
-                        self.clipped.add(find_scales(isa, x, inputs, activation_scale_ub, split_by_inputs, scales)?);
+                        self.clipped.add(find_scales(
+                            isa,
+                            x,
+                            inputs,
+                            activation_scale_ub,
+                            split_by_inputs,
+                            scales,
+                        )?);
                     }
                     input.quantized(Scales::PerToken(scales))
                 }

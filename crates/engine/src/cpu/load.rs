@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 use herd_model::{Fp8, InputScales, Linear, ModelConfig, RankShard, WeightScales};
+use rayon::prelude::*;
 
 use super::linear::{Part, PartFormat, Projection};
 use super::packed::{Format, Packer};
@@ -65,13 +66,22 @@ impl Loader<'_> {
         let has_embedding = self.shard.stage == 0 && !(tied_embeddings && is_last);
         Ok(Weights {
             embedding: has_embedding.then(embedding).transpose()?,
-            layers: self.shard.layers.clone().map(|layer| self.layer(layer)).collect::<Result<_, _>>()?,
+            layers: self.layers()?,
             output: is_last.then(output).transpose()?,
         })
     }
 
     fn config(&self) -> &ModelConfig {
         self.checkpoint.config()
+    }
+
+    /// All threads of the rank read and pack layers.
+    fn layers(&self) -> Result<Vec<LayerWeights>, CheckpointError> {
+        let layers = self.shard.layers.clone();
+        match rayon::current_thread_index() {
+            Some(_) => layers.into_par_iter().map(|layer| self.layer(layer)).collect(),
+            None => layers.map(|layer| self.layer(layer)).collect(),
+        }
     }
 
     fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {

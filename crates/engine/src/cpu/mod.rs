@@ -14,6 +14,7 @@ mod load;
 mod model;
 mod packed;
 mod pages;
+mod peak;
 mod product;
 mod rank;
 mod stored;
@@ -23,3 +24,4 @@ mod tests;
 
 pub use isa::{Isa, UnknownIsa};
 pub use model::{Columns, CpuModel, CpuRanks, LoadError, LoadOptions, ModelInfo, RunningRanks};
+pub use peak::peak_multiply_adds;

@@ -181,6 +181,7 @@ impl CpuRanks {
         // One rank of each stage counts: the others see the same rows.
         let clipped = RowsClipped::default();
         let counting = local.start % parallelism.tensor;
+        let threads_per_rank = threads / local.len();
         let loading = thread::scope(|scope| {
             let loading: Vec<_> = shards.ranks()[local.clone()]
                 .iter()
@@ -188,7 +189,11 @@ impl CpuRanks {
                     let checkpoint = &checkpoint;
                     let counts = shard.tensor_rank == counting;
                     let clipped = if counts { clipped.clone() } else { RowsClipped::default() };
-                    scope.spawn(move || Rank::load(checkpoint, shard, numerics, kv_blocks, clipped))
+                    scope.spawn(move || {
+                        let load = || Rank::load(checkpoint, shard, numerics, kv_blocks, clipped);
+                        let pool = pool(shard.rank, threads_per_rank)?;
+                        Ok::<_, LoadError>(pool.map_or_else(load.clone(), |pool| pool.install(load))?)
+                    })
                 })
                 .collect();
             loading.into_iter().map(thread::ScopedJoinHandle::join).collect::<Vec<_>>()
@@ -209,7 +214,7 @@ impl CpuRanks {
                 kv_blocks,
                 weight_bytes_per_rank: ranks.iter().map(|rank| rank.weights.bytes() as u64).collect(),
             },
-            threads_per_rank: threads / local.len(),
+            threads_per_rank,
             ranks,
         })
     }
@@ -273,23 +278,23 @@ impl Rank {
 impl RankThread {
     fn spawn(rank: Arc<Rank>, group: LocalRank, threads: usize) -> Result<Self, LoadError> {
         let number = group.rank();
-        let failed = |source| LoadError::Thread { rank: number, source };
-        // A rank with one thread needs no pool: it computes where it is.
-        let pool = (threads > 1)
-            .then(|| {
-                let name = move |thread| format!("rank {number}.{thread}");
-                ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build()
-            })
-            .transpose()
-            .map_err(|error| failed(io::Error::other(error)))?;
+        let pool = pool(number, threads)?;
         let (batches, incoming) = sync_channel(1);
         let (outgoing, logits) = sync_channel(1);
         let thread = thread::Builder::new()
             .name(format!("rank {number}"))
             .spawn(move || run(&rank, &group, pool.as_ref(), &incoming, &outgoing))
-            .map_err(failed)?;
+            .map_err(|source| LoadError::Thread { rank: number, source })?;
         Ok(Self { batches: Some(batches), logits, thread: Some(thread) })
     }
+}
+
+/// The threads of a rank. One with one thread needs no pool: it computes where it is.
+fn pool(rank: usize, threads: usize) -> Result<Option<ThreadPool>, LoadError> {
+    let name = move |thread| format!("rank {rank}.{thread}");
+    let build = || ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build();
+    let pool = (threads > 1).then(build).transpose();
+    pool.map_err(|error| LoadError::Thread { rank, source: io::Error::other(error) })
 }
 
 /// Ends the group when a rank's thread ends, however it ends: no other rank waits for it.

@@ -107,8 +107,11 @@ fn panel<W>(weights: &[W], output: usize, inputs: usize) -> &[[W; PAIR]] {
 fn place<W: Stored>(weights: &mut [W], output: usize, inputs: usize, row: impl Iterator<Item = W>) {
     let size = padded(inputs) * LANES;
     let pairs = weights[output / LANES * size..][..size].as_chunks_mut::<PAIR>().0;
-    for (input, weight) in row.enumerate() {
-        pairs[input / 2][W::place(output % LANES, input % 2)] = weight;
+    let [first, second] = [0, 1].map(|second| W::place(output % LANES, second));
+    let mut row = row;
+    for pair in pairs.iter_mut().take(inputs.div_ceil(2)) {
+        pair[first] = row.next().unwrap_or_default();
+        pair[second] = row.next().unwrap_or_default();
     }
 }
 
@@ -180,12 +183,9 @@ impl Packed {
                         out,
                         add: false,
                     }),
-                    Rows::Bf16(rows) => W::multiply_bf16(
-                        isa,
-                        weights,
-                        Bf16Rows { rows, row_stride: inputs, count },
-                        out,
-                    ),
+                    Rows::Bf16(rows) => {
+                        W::multiply_bf16(isa, weights, Bf16Rows { rows, row_stride: inputs, count }, out)
+                    }
                 }
             }
         };

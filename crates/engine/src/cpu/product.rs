@@ -136,8 +136,7 @@ impl<W: Stored> Kernel for PairProduct<'_, W> {
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
         let (count, panels) = (self.count, self.panels.count);
-        PairTiles::<A, W> { product: self, arithmetic: std::marker::PhantomData }
-            .run(count, panels, A::WIDE);
+        PairTiles::<A, W> { product: self, arithmetic: std::marker::PhantomData }.run(count, panels, A::WIDE);
     }
 }
 

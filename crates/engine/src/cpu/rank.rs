@@ -288,10 +288,7 @@ impl Rank {
         let single = batch.spans.iter().take_while(|span| span.rows.len() == 1).count();
         let (singles, rest) = out.split_at_mut(single * query_width);
         if single > 1 && rayon::current_thread_index().is_some() {
-            batch.spans[..single]
-                .par_iter()
-                .zip(singles.par_chunks_exact_mut(query_width))
-                .for_each(attend);
+            batch.spans[..single].par_iter().zip(singles.par_chunks_exact_mut(query_width)).for_each(attend);
         } else {
             batch.spans[..single].iter().zip(singles.chunks_exact_mut(query_width)).for_each(attend);
         }

@@ -1,7 +1,10 @@
 //! Which instructions the kernels are compiled to. Kernels are written once, in plain Rust over small arrays; this module
 //! compiles each of them for every level and picks at run time. Products of bf16 with AMX tiles are the one exception: those
 //! are instructions of their own.
-#![allow(unsafe_code, reason = "code compiled for an instruction set may only be entered where the CPU has it")]
+#![allow(
+    unsafe_code,
+    reason = "code compiled for an instruction set may only be entered where the CPU has it"
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -128,7 +131,7 @@ impl Isa {
     }
 
     /// Whether it multiplies bf16 by bf16 as they are. Else rows are widened to f32.
-    pub(crate) fn has_bf16(self) -> bool {
+    pub fn has_bf16(self) -> bool {
         match self.0 {
             Level::Portable => false,
             #[cfg(target_arch = "x86_64")]

@@ -80,22 +80,28 @@ fn engine(paths: &Paths) -> Result<ExitCode> {
     let bf16 = paths.models.join(models::BF16);
     let all_fp8 = folder.join("smollm2-135m-all-fp8");
     if !all_fp8.exists() {
-        run(Command::new(&herd)
-            .args(["models", "quantize", "--to", "compressed-tensors", "--keep-layers", ""])
-            .arg(&bf16)
-            .arg("--out")
-            .arg(&all_fp8))?;
+        succeed(
+            Command::new(&herd)
+                .args(["models", "quantize", "--to", "compressed-tensors", "--keep-layers", ""])
+                .arg(&bf16)
+                .arg("--out")
+                .arg(&all_fp8),
+        )?;
     }
     let large = folder.join("llama-3.2-1b-random-fbgemm-fp8");
     if !large.exists() {
         let random = folder.join("llama-3.2-1b-random");
         let config = paths.root.join("fixtures/model-sizes/llama-3.2-1b-instruct/config.json");
-        run(Command::new(&program).args(["random-model", "--config"]).arg(config).arg("--out").arg(&random))?;
-        run(Command::new(&herd)
-            .args(["models", "quantize", "--to", "fbgemm_fp8"])
-            .arg(&random)
-            .arg("--out")
-            .arg(&large))?;
+        succeed(
+            Command::new(&program).args(["random-model", "--config"]).arg(config).arg("--out").arg(&random),
+        )?;
+        succeed(
+            Command::new(&herd)
+                .args(["models", "quantize", "--to", "fbgemm_fp8"])
+                .arg(&random)
+                .arg("--out")
+                .arg(&large),
+        )?;
         fs::remove_dir_all(&random).with_context(|| format!("remove {}", random.display()))?;
     }
     let [q8_0, f16] = peer.models(paths)?;
@@ -120,7 +126,7 @@ fn engine(paths: &Paths) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run(command: &mut Command) -> Result<()> {
+fn succeed(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("failed to run {command:?}"))?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())

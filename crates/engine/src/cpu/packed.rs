@@ -11,12 +11,6 @@ use super::stored::{Aligned, Stored};
 /// Inputs are stored in multiples of this, the last ones zero: as many as the widest instruction takes at once.
 const INPUTS: usize = 32;
 
-/// Panels that are multiplied at once: with few rows and with many.
-const PANELS: [usize; 2] = [4, 2];
-
-/// Rows above which they are many.
-const FEW_ROWS: usize = 16;
-
 /// Pairs of weights that are decoded at once, over all panels: half of the nearest cache.
 const DECODED_PAIRS: usize = 512;
 
@@ -155,7 +149,7 @@ impl Packed {
         out: &mut [f32],
     ) {
         let inputs = padded(self.inputs);
-        let at_once = PANELS[usize::from(count > FEW_ROWS)];
+        let at_once = isa.panels_at_once(count);
         // In this order threads write apart from each other.
         let threads = rayon::current_num_threads();
         let alone = threads == 1

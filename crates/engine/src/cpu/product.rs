@@ -113,7 +113,10 @@ pub(crate) trait Tiles {
     #[inline(always)]
     fn panels<const PANELS: usize>(&mut self, rows: usize, panel: usize, many_rows: bool) {
         if !many_rows {
-            return (0..rows).for_each(|row| self.tile::<1, PANELS>(row, panel));
+            for row in 0..rows {
+                self.tile::<1, PANELS>(row, panel);
+            }
+            return;
         }
         let whole = rows - rows % 6;
         for row in (0..whole).step_by(6) {
@@ -154,25 +157,30 @@ impl<A: Arithmetic, W: Stored> Tiles for PairTiles<'_, A, W> {
         let weights: [&[[W; PAIR]]; PANELS] = std::array::from_fn(|at| panels.of(panel + at));
         let mut sums = [[A::splat(0.0); PANELS]; ROWS];
         if *add {
-            for (at_row, sums) in sums.iter_mut().enumerate() {
-                for (at_panel, sum) in sums.iter_mut().enumerate() {
-                    *sum = A::load(out.lanes(row + at_row, panel + at_panel));
-                }
-            }
-        }
-        for pair in 0..panels.pairs {
-            let weights = weights.map(|weights| W::load::<A>(&weights[pair * panels.pair_stride]));
             for at_row in 0..ROWS {
-                let [first, second] = x[at_row][pair].map(A::splat);
                 for at_panel in 0..PANELS {
-                    let sum = A::mul_add_lanes(first, weights[at_panel][0], sums[at_row][at_panel]);
-                    sums[at_row][at_panel] = A::mul_add_lanes(second, weights[at_panel][1], sum);
+                    sums[at_row][at_panel] = A::load(out.lanes(row + at_row, panel + at_panel));
                 }
             }
         }
-        for (at_row, sums) in sums.into_iter().enumerate() {
-            for (at_panel, sum) in sums.into_iter().enumerate() {
-                A::store(sum, out.lanes(row + at_row, panel + at_panel));
+        // Loops, not iterators: what a closure does would not be compiled for the instruction set.
+        let mut loaded = [[A::splat(0.0); 2]; PANELS];
+        for pair in 0..panels.pairs {
+            for at_panel in 0..PANELS {
+                loaded[at_panel] = W::load::<A>(&weights[at_panel][pair * panels.pair_stride]);
+            }
+            for at_row in 0..ROWS {
+                let [first, second] = x[at_row][pair];
+                let (first, second) = (A::splat(first), A::splat(second));
+                for at_panel in 0..PANELS {
+                    let sum = A::mul_add_lanes(first, loaded[at_panel][0], sums[at_row][at_panel]);
+                    sums[at_row][at_panel] = A::mul_add_lanes(second, loaded[at_panel][1], sum);
+                }
+            }
+        }
+        for at_row in 0..ROWS {
+            for at_panel in 0..PANELS {
+                A::store(sums[at_row][at_panel], out.lanes(row + at_row, panel + at_panel));
             }
         }
     }

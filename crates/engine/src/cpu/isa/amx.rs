@@ -48,13 +48,18 @@ fn permitted() -> bool {
     cfg!(target_os = "linux") && answer == 0
 }
 
+pub(super) fn panels_at_once(rows: usize) -> usize {
+    if rows > ROWS { 2 } else { 4 }
+}
+
 /// Sums of up to 32 rows and two panels, or of up to 16 rows and four panels, at once: enough chains to hide the latency of
 /// each. A sum takes 32 inputs at a time, in order, whatever stands beside it.
 pub(super) fn multiply(product: Bf16Product<'_>) {
     let Bf16Product { rows, row_stride, count, panels, mut out, add } = product;
     assert!(panels.pairs.is_multiple_of(PAIRS), "tiles take {PAIRS} pairs at a time, not {}", panels.pairs);
     let mut shape = (0, 0);
-    let (at_once, panels_at_once) = if count > ROWS { (2 * ROWS, 2) } else { (ROWS, 4) };
+    let panels_at_once = panels_at_once(count);
+    let at_once = if panels_at_once == 2 { 2 * ROWS } else { ROWS };
     for panel in (0..panels.count).step_by(panels_at_once) {
         let columns = panels_at_once.min(panels.count - panel);
         for row in (0..count).step_by(at_once) {

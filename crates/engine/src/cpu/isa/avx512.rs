@@ -44,14 +44,18 @@ impl Tiles for Bf16Tiles<'_> {
         let weights: [&[[u16; PAIR]]; PANELS] = std::array::from_fn(|at| panels.of(panel + at));
         let mut sums = [[Wide::splat(0.0); PANELS]; ROWS];
         if *add {
-            for (at_row, sums) in sums.iter_mut().enumerate() {
-                for (at_panel, sum) in sums.iter_mut().enumerate() {
-                    *sum = Wide::load(out.lanes(row + at_row, panel + at_panel));
+            for at_row in 0..ROWS {
+                for at_panel in 0..PANELS {
+                    sums[at_row][at_panel] = Wide::load(out.lanes(row + at_row, panel + at_panel));
                 }
             }
         }
+        // Loops, not iterators: what a closure does would not be compiled for the instruction set.
+        let mut loaded = [bf16(&[0; PAIR]); PANELS];
         for pair in 0..panels.pairs {
-            let weights = weights.map(|weights| bf16(&weights[pair * panels.pair_stride]));
+            for at_panel in 0..PANELS {
+                loaded[at_panel] = bf16(&weights[at_panel][pair * panels.pair_stride]);
+            }
             for at_row in 0..ROWS {
                 let [first, second] = x[at_row][pair];
                 let both = (u32::from(second) << 16 | u32::from(first)).cast_signed();
@@ -59,14 +63,14 @@ impl Tiles for Bf16Tiles<'_> {
                     // SAFETY: entered through `multiply`, so the CPU has AVX512-BF16; the types are 512 bits all.
                     sums[at_row][at_panel] = unsafe {
                         let x: intel::__m512bh = std::mem::transmute(intel::_mm512_set1_epi32(both));
-                        intel::_mm512_dpbf16_ps(sums[at_row][at_panel], x, weights[at_panel])
+                        intel::_mm512_dpbf16_ps(sums[at_row][at_panel], x, loaded[at_panel])
                     };
                 }
             }
         }
-        for (at_row, sums) in sums.into_iter().enumerate() {
-            for (at_panel, sum) in sums.into_iter().enumerate() {
-                Wide::store(sum, out.lanes(row + at_row, panel + at_panel));
+        for at_row in 0..ROWS {
+            for at_panel in 0..PANELS {
+                Wide::store(sums[at_row][at_panel], out.lanes(row + at_row, panel + at_panel));
             }
         }
     }

@@ -141,6 +141,15 @@ impl Isa {
         }
     }
 
+    /// Panels that a product of so many rows takes at once.
+    pub(crate) fn panels_at_once(self, rows: usize) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => amx::panels_at_once(rows),
+            _ => 4,
+        }
+    }
+
     /// Runs a kernel with these instructions.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {

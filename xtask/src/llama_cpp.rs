@@ -75,7 +75,7 @@ impl LlamaCpp {
         self.0.join("build/bin")
     }
 
-    /// SmolLM2 in Q8_0 and in F16, made from the file that Herd imports.
+    /// `SmolLM2` in `Q8_0` and in F16, made from the file that Herd imports.
     pub(crate) fn models(&self, paths: &Paths) -> Result<[PathBuf; 2]> {
         let made = ["Q8_0", "F16"].map(|format| (format, self.0.join(format!("smollm2-135m-{format}.gguf"))));
         if made.iter().any(|(_, file)| !file.exists()) {

@@ -78,7 +78,7 @@ pub(crate) struct EngineArgs {
     /// Folder with llama.cpp's programs.
     #[arg(long)]
     peer: PathBuf,
-    /// `SmolLM2` for it, in Q8_0.
+    /// `SmolLM2` for it, in `Q8_0`.
     #[arg(long)]
     q8_0: PathBuf,
     /// `SmolLM2` for it, in F16.

@@ -222,7 +222,9 @@ impl Kernel for Weigh<'_> {
         let kept = exp::<A>(scale * (softmax.largest - largest));
         softmax.total = softmax.total * kept + add_lanes(totals);
         if softmax.largest.to_bits() != largest.to_bits() {
-            sums.iter_mut().for_each(|sum| *sum *= kept);
+            for sum in sums {
+                *sum *= kept;
+            }
         }
         softmax.largest = largest;
     }

@@ -329,7 +329,9 @@ fn find_scales(
         group.all_reduce_max(scales)?;
     }
     let clipped = scales.iter().filter(|largest| **largest > bound).count();
-    scales.iter_mut().for_each(|scale| *scale = activation_scale(*scale, bound));
+    for scale in scales {
+        *scale = activation_scale(*scale, bound);
+    }
     Ok(clipped)
 }
 

@@ -178,7 +178,7 @@ impl Packed {
                         add: false,
                     }),
                     Rows::Bf16(rows) => {
-                        W::multiply_bf16(isa, weights, Bf16Rows { rows, row_stride: inputs, count }, out)
+                        W::multiply_bf16(isa, weights, Bf16Rows { rows, row_stride: inputs, count }, out);
                     }
                 }
             }

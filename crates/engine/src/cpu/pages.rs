@@ -271,9 +271,10 @@ impl<T: KvElement> KvStore for Pages<T> {
             let pairs = slab[head * layout.head()..][..layout.head()].as_chunks::<PAIR>().0;
             for token in 0..tokens {
                 for number in 0..layout.head_dim {
-                    let (at, place) = match values {
-                        false => key_place::<T>(number, token),
-                        true => value_place::<T>(number, token, panels),
+                    let (at, place) = if values {
+                        value_place::<T>(number, token, panels)
+                    } else {
+                        key_place::<T>(number, token)
                     };
                     bytes.extend_from_slice(pairs[at][place].to_bytes().as_ref());
                 }
@@ -302,9 +303,10 @@ impl<T: KvElement> KvStore for Pages<T> {
             }
             for token in 0..tokens {
                 for (number, bytes) in (0..head_dim).zip(&mut numbers) {
-                    let (at, place) = match values {
-                        false => key_place::<T>(number, token),
-                        true => value_place::<T>(number, token, panels),
+                    let (at, place) = if values {
+                        value_place::<T>(number, token, panels)
+                    } else {
+                        key_place::<T>(number, token)
                     };
                     if let Ok(bytes) = T::Bytes::try_from(bytes) {
                         pairs[at][place] = T::from_bytes(bytes);

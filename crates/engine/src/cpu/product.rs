@@ -157,13 +157,13 @@ impl<A: Arithmetic, W: Stored> Tiles for PairTiles<'_, A, W> {
         let weights: [&[[W; PAIR]]; PANELS] = std::array::from_fn(|at| panels.of(panel + at));
         let mut sums = [[A::splat(0.0); PANELS]; ROWS];
         if *add {
-            for at_row in 0..ROWS {
-                for at_panel in 0..PANELS {
-                    sums[at_row][at_panel] = A::load(out.lanes(row + at_row, panel + at_panel));
+            for (at_row, sums) in sums.iter_mut().enumerate() {
+                for (at_panel, sum) in sums.iter_mut().enumerate() {
+                    *sum = A::load(out.lanes(row + at_row, panel + at_panel));
                 }
             }
         }
-        // Loops, not iterators: what a closure does would not be compiled for the instruction set.
+        // Loops: what a closure does would not be compiled for the instruction set.
         let mut loaded = [[A::splat(0.0); 2]; PANELS];
         for pair in 0..panels.pairs {
             for at_panel in 0..PANELS {
@@ -178,9 +178,9 @@ impl<A: Arithmetic, W: Stored> Tiles for PairTiles<'_, A, W> {
                 }
             }
         }
-        for at_row in 0..ROWS {
-            for at_panel in 0..PANELS {
-                A::store(sums[at_row][at_panel], out.lanes(row + at_row, panel + at_panel));
+        for (at_row, sums) in sums.iter().enumerate() {
+            for (at_panel, sum) in sums.iter().enumerate() {
+                A::store(*sum, out.lanes(row + at_row, panel + at_panel));
             }
         }
     }

@@ -44,13 +44,13 @@ impl Tiles for Bf16Tiles<'_> {
         let weights: [&[[u16; PAIR]]; PANELS] = std::array::from_fn(|at| panels.of(panel + at));
         let mut sums = [[Wide::splat(0.0); PANELS]; ROWS];
         if *add {
-            for at_row in 0..ROWS {
-                for at_panel in 0..PANELS {
-                    sums[at_row][at_panel] = Wide::load(out.lanes(row + at_row, panel + at_panel));
+            for (at_row, sums) in sums.iter_mut().enumerate() {
+                for (at_panel, sum) in sums.iter_mut().enumerate() {
+                    *sum = Wide::load(out.lanes(row + at_row, panel + at_panel));
                 }
             }
         }
-        // Loops, not iterators: what a closure does would not be compiled for the instruction set.
+        // Loops: what a closure does would not be compiled for the instruction set.
         let mut loaded = [bf16(&[0; PAIR]); PANELS];
         for pair in 0..panels.pairs {
             for at_panel in 0..PANELS {
@@ -68,9 +68,9 @@ impl Tiles for Bf16Tiles<'_> {
                 }
             }
         }
-        for at_row in 0..ROWS {
-            for at_panel in 0..PANELS {
-                Wide::store(sums[at_row][at_panel], out.lanes(row + at_row, panel + at_panel));
+        for (at_row, sums) in sums.iter().enumerate() {
+            for (at_panel, sum) in sums.iter().enumerate() {
+                Wide::store(*sum, out.lanes(row + at_row, panel + at_panel));
             }
         }
     }

@@ -17,7 +17,7 @@ pub(crate) const PAIRS: usize = 16;
 /// start later inherit it, threads that run already have it too.
 pub(super) fn is_here() -> bool {
     static HERE: OnceLock<bool> = OnceLock::new();
-    *HERE.get_or_init(|| has_tiles() && permitted())
+    *HERE.get_or_init(|| cfg!(target_os = "linux") && has_tiles() && permitted())
 }
 
 fn has_tiles() -> bool {
@@ -26,7 +26,7 @@ fn has_tiles() -> bool {
     intel::__cpuid(0).eax >= 7 && intel::__cpuid_count(7, 0).edx & (BF16 | TILE) == BF16 | TILE
 }
 
-/// Asks Linux for the state of tiles, which is too large to be given to every process. Source: the kernel's documentation of
+/// Asks Linux, which it has to be, for the state of tiles, which is too large to be given to every process. Source: the kernel's documentation of
 /// dynamically enabled XSTATE features.
 fn permitted() -> bool {
     const ARCH_PRCTL: isize = 158;
@@ -45,7 +45,7 @@ fn permitted() -> bool {
             options(nostack),
         );
     }
-    cfg!(target_os = "linux") && answer == 0
+    answer == 0
 }
 
 pub(super) fn panels_at_once(rows: usize) -> usize {

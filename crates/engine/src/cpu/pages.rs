@@ -56,6 +56,8 @@ impl KvElement for u16 {
 #[derive(Clone, Debug)]
 pub(crate) struct PageLayout {
     pub(crate) blocks: usize,
+    /// Slots of the host pool, numbered after the blocks. This rank's memory is the host's: they are no different.
+    pub(crate) host_blocks: usize,
     /// Absolute, as everywhere here.
     pub(crate) layers: Range<usize>,
     /// Absolute KV heads.
@@ -73,7 +75,8 @@ impl<T: KvElement> Pages<T> {
     pub(crate) fn new(layout: PageLayout) -> Self {
         let numbers = 2 * layout.heads.len() * BLOCK_TOKENS * layout.head_dim;
         let slab = || RwLock::new(vec![T::default(); numbers].into_boxed_slice());
-        let slabs = (0..layout.blocks * layout.layers.len()).map(|_| slab()).collect();
+        let slabs = (layout.blocks + layout.host_blocks) * layout.layers.len();
+        let slabs = (0..slabs).map(|_| slab()).collect();
         Self { layout, slabs }
     }
 
@@ -89,6 +92,17 @@ impl<T: KvElement> Pages<T> {
         for (head, row) in heads.enumerate() {
             let place = &mut slab[self.row(head, token)];
             place.iter_mut().zip(row).for_each(|(place, value)| *place = T::encode(*value));
+        }
+    }
+
+    /// Copies rows `0..tokens` of all layers and heads from one block or slot of the host pool to another one.
+    pub(crate) fn copy_rows(&self, from: u32, to: u32, tokens: usize) {
+        for layer in self.layout.layers.clone() {
+            let source = self.slab(from, layer);
+            let mut target = self.lock(to, layer).write().unwrap_or_else(PoisonError::into_inner);
+            for rows in self.rows(&self.layout.heads, tokens) {
+                target[rows.clone()].copy_from_slice(&source[rows]);
+            }
         }
     }
 
@@ -183,7 +197,7 @@ mod tests {
     use super::*;
 
     fn pages() -> Pages<f32> {
-        Pages::new(PageLayout { blocks: 3, layers: 4..6, heads: 2..4, head_dim: 2 })
+        Pages::new(PageLayout { blocks: 3, host_blocks: 1, layers: 4..6, heads: 2..4, head_dim: 2 })
     }
 
     #[test]
@@ -200,6 +214,25 @@ mod tests {
         assert_eq!(pages.read(2, 5, 3..4, 2), Ok(slab));
         assert!(pages.read(2, 5, 2..3, 64).unwrap().bytes.iter().all(|&byte| byte == 0));
         assert!(pages.read(2, 4, 2..4, 64).unwrap().bytes.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn rows_are_copied_in_all_layers_and_no_more_than_asked_for() {
+        let pages = pages();
+        for (block, layer, token) in [(0, 4, 0), (0, 5, 1), (0, 5, 2), (2, 5, 1), (2, 5, 2)] {
+            let value = (10 * block + layer + token) as f32;
+            pages.put(block as u32, layer, token, &[value; 4], &[-value; 4]);
+        }
+        let (source, before) = (pages.read(0, 5, 2..4, 3).unwrap(), pages.read(2, 5, 2..4, 3).unwrap());
+        // Through the host pool.
+        pages.copy_rows(0, 3, 64);
+        pages.copy_rows(3, 2, 2);
+        let target = pages.read(2, 5, 2..4, 3).unwrap();
+        for (row, (target, source)) in target.bytes.chunks(8).zip(source.bytes.chunks(8)).enumerate() {
+            let kept = &before.bytes[8 * row..8 * row + 8];
+            assert_eq!(target, if row % 3 < 2 { source } else { kept }, "row {row}");
+        }
+        assert_eq!(pages.read(2, 4, 2..4, 1), pages.read(0, 4, 2..4, 1));
     }
 
     #[test]

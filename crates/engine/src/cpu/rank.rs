@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use herd_model::{BLOCK_TOKENS, ModelConfig, RankShard};
+use herd_scheduler::Move;
 
 use super::attention::Queries;
 use super::batch::{Batch, Span};
@@ -89,6 +90,7 @@ impl Rank {
     ) -> Result<Vec<f32>, CollectiveError> {
         let mut logits = Vec::new();
         for batch in batches {
+            self.make(&batch.moves);
             let mut hidden = match self.shard.stage {
                 0 => self.embed(&batch.tokens, group)?,
                 _ => self.taken(batch, group)?,
@@ -102,6 +104,16 @@ impl Rank {
             }
         }
         Ok(logits)
+    }
+
+    /// Moves KV between blocks, in order.
+    fn make(&self, moves: &[Move]) {
+        for &Move { from, to, rows } in moves {
+            match &self.kv {
+                Kv::F32(pages) => pages.copy_rows(from, to, rows),
+                Kv::Bf16(pages) => pages.copy_rows(from, to, rows),
+            }
+        }
     }
 
     /// The residual stream as the stage before has left it.

@@ -59,6 +59,8 @@ struct Said {
     transcript: Transcript,
     /// All that came, those included that are held until their text is whole.
     ids: Vec<u32>,
+    /// Tokens of the prompt that no gang had to compute.
+    cached_tokens: u32,
     /// When tokens came last.
     last: Option<Instant>,
 }
@@ -76,7 +78,7 @@ impl Choice<'_> {
         let transcript =
             Transcript::new(&self.generation.model.text, sampling.stop.clone(), sampling.logprobs.is_some())
                 .map_err(|error| RequestError::Failed(error.to_string()))?;
-        let mut said = Said { started: false, transcript, ids: Vec::new(), last: None };
+        let mut said = Said { started: false, transcript, ids: Vec::new(), cached_tokens: 0, last: None };
         let mut tried = Tried::default();
         let (mut attempt, mut resumed) = (0, 0);
         loop {
@@ -107,7 +109,7 @@ impl Choice<'_> {
             tried.gangs.push(gang);
             // Nothing more would come: only the word that it is all was lost.
             if let Some(reason) = self.all_said(&said) {
-                return self.finish(&mut said, reason, 0).await;
+                return self.finish(&mut said, reason).await;
             }
             if tried.attempts >= self.limits.attempts {
                 return Err(given_up(&said, error));
@@ -181,6 +183,8 @@ impl Choice<'_> {
             Err(status) => return Err(Self::judge(&assignment, &status, false)),
         };
         let mut works = false;
+        // One that goes on finds its own tokens in a cache; those count as they did before.
+        let fresh = said.ids.is_empty();
         loop {
             let event = match within(deadline, stream.message()).await? {
                 Ok(Some(wire::DecodeEvent { event: Some(event) })) => event,
@@ -194,7 +198,10 @@ impl Choice<'_> {
             };
             match event {
                 // Not passed on: until there is a token the gang may yet refuse, and a refusal is a status.
-                decode_event::Event::Started(wire::Started {}) => {}
+                decode_event::Event::Started(wire::Started { cached_tokens }) if fresh => {
+                    said.cached_tokens = cached_tokens;
+                }
+                decode_event::Event::Started(_) => {}
                 decode_event::Event::Tokens(wire::Tokens { position, tokens }) => {
                     self.send_started(&mut said.started).await?;
                     if position as usize != said.ids.len() {
@@ -218,7 +225,7 @@ impl Choice<'_> {
                     self.send_delta(delta).await?;
                     if stopped {
                         // Returning drops the stream, which ends the work.
-                        return Ok(self.send_finished(FinishReason::Stop, said, 0).await?);
+                        return Ok(self.send_finished(FinishReason::Stop, said).await?);
                     }
                 }
                 decode_event::Event::Finished(wire::Finished { reason, cached_tokens }) => {
@@ -230,7 +237,10 @@ impl Choice<'_> {
                             return Err(RequestError::Failed(message).into());
                         }
                     };
-                    return Ok(self.finish(said, reason, cached_tokens).await?);
+                    if fresh {
+                        said.cached_tokens = cached_tokens;
+                    }
+                    return Ok(self.finish(said, reason).await?);
                 }
             }
         }
@@ -248,17 +258,12 @@ impl Choice<'_> {
     }
 
     /// Lets go of what is held, and says that it is all.
-    async fn finish(
-        &self,
-        said: &mut Said,
-        reason: FinishReason,
-        cached_tokens: u32,
-    ) -> Result<(), RequestError> {
+    async fn finish(&self, said: &mut Said, reason: FinishReason) -> Result<(), RequestError> {
         self.send_started(&mut said.started).await?;
         let mut delta = Delta::default();
         said.transcript.finish(&mut delta);
         self.send_delta(delta).await?;
-        self.send_finished(reason, said, cached_tokens).await
+        self.send_finished(reason, said).await
     }
 
     fn decode_request(&self, assignment: &Assignment, attempt: u32, said: &[u32]) -> wire::DecodeRequest {
@@ -278,6 +283,8 @@ impl Choice<'_> {
                 revision: assignment.revision.clone(),
                 model_digest: generation.model.digest.clone(),
                 gang_epoch: assignment.epoch,
+                cache_salt: generation.scheduling.cache_salt.clone(),
+                priority: generation.scheduling.priority,
             }),
             prompt: prompt.tokens.iter().chain(said).copied().collect(),
             sampling: Some(wire::Sampling {
@@ -341,14 +348,10 @@ impl Choice<'_> {
         self.send(EventKind::Delta(delta)).await
     }
 
-    async fn send_finished(
-        &self,
-        reason: FinishReason,
-        said: &Said,
-        cached_tokens: u32,
-    ) -> Result<(), RequestError> {
+    async fn send_finished(&self, reason: FinishReason, said: &Said) -> Result<(), RequestError> {
         let tokens = said.ids.len() as u32;
         self.model_metrics.output_tokens.inc_by(u64::from(tokens));
+        let cached_tokens = said.cached_tokens;
         self.send(EventKind::Finished(Finished { reason, completion_tokens: tokens, cached_tokens })).await
     }
 

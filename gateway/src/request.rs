@@ -14,6 +14,8 @@ pub(crate) struct GenerationRequest {
     pub(crate) n: u32,
     /// How to draw tokens and when to stop.
     pub(crate) sampling: SamplingRequest,
+    /// How it stands among others.
+    pub(crate) scheduling: SchedulingRequest,
     /// Of the client, or made up; told to the gangs.
     pub(crate) request_id: String,
     /// When to give up.
@@ -31,6 +33,15 @@ pub(crate) enum Input {
     Tokens(Vec<u32>),
     /// Rendered through the model's chat template.
     Chat(Vec<Message>),
+}
+
+/// How a request stands among others, and whose cache it may use.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct SchedulingRequest {
+    /// Higher first.
+    pub(crate) priority: i32,
+    /// KV is shared with requests of the same salt only.
+    pub(crate) cache_salt: String,
 }
 
 /// Absent values have defaults.

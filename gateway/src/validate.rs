@@ -7,11 +7,16 @@ use herd_text::{OutputStream, TextError};
 use tokio::time::Instant;
 
 use crate::fleet::Model;
-use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest, ShapingRequest};
+use crate::request::{
+    FieldNames, GenerationRequest, Input, SamplingRequest, SchedulingRequest, ShapingRequest,
+};
 use crate::{Limits, RequestError};
 
 /// Alternatives a token, at most.
 pub const MAX_LOGPROBS: u32 = 20;
+
+/// Bytes of a cache salt, at most: of a hash or an identifier.
+const MAX_CACHE_SALT: usize = 256;
 
 /// Tokens whose logits a request changes, at most.
 const MAX_LOGIT_BIAS: usize = 1024;
@@ -22,6 +27,7 @@ pub(crate) struct ValidatedGeneration {
     pub(crate) prompts: Vec<ValidatedPrompt>,
     pub(crate) n: u32,
     pub(crate) sampling: ValidatedSampling,
+    pub(crate) scheduling: SchedulingRequest,
     pub(crate) request_id: String,
     pub(crate) deadline: Instant,
 }
@@ -59,7 +65,13 @@ pub(crate) fn validate(
     now: SystemTime,
     drawn_seed: u64,
 ) -> Result<ValidatedGeneration, RequestError> {
-    let GenerationRequest { model: _, inputs, n, sampling, request_id, deadline, names } = request;
+    let GenerationRequest { model: _, inputs, n, sampling, scheduling, request_id, deadline, names } =
+        request;
+    let salt = scheduling.cache_salt.len();
+    if salt > MAX_CACHE_SALT {
+        let message = format!("cache_salt has {salt} bytes, at most {MAX_CACHE_SALT} are allowed");
+        return Err(RequestError::invalid("cache_salt", message));
+    }
     let SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos, shaping } =
         sampling;
     let choices = (inputs.len() as u64) * u64::from(n);
@@ -96,7 +108,7 @@ pub(crate) fn validate(
     let stop_ids = if ignore_eos { Vec::new() } else { model.text.stop_ids().to_vec() };
     let seed = seed.unwrap_or(drawn_seed);
     let sampling = ValidatedSampling { temperature, top_p, seed, stop, stop_ids, logprobs, shaping };
-    Ok(ValidatedGeneration { model, prompts, n, sampling, request_id, deadline })
+    Ok(ValidatedGeneration { model, prompts, n, sampling, scheduling, request_id, deadline })
 }
 
 /// `prefix` stands before the names of the fields.

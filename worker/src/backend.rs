@@ -27,6 +27,8 @@ pub(crate) struct Model {
     pub(crate) dtype: Dtype,
     /// Of every rank.
     pub(crate) kv_blocks: usize,
+    /// Slots of the host pool of every rank.
+    pub(crate) host_blocks: usize,
     pub(crate) block_tokens: usize,
     /// Where the bundle's files are.
     pub(crate) bundle: Option<PathBuf>,
@@ -143,12 +145,13 @@ fn load_options(
             kv_blocks(checkpoint.config(), parallelism, dtype, bytes, limits)?
         }
     };
-    Ok(LoadOptions { parallelism, dtype, kv_blocks, threads, isa })
+    Ok(LoadOptions { parallelism, dtype, kv_blocks, host_blocks: limits.kv_host_blocks, threads, isa })
 }
 
 fn about(backend: &CpuBackend, info: &ModelInfo, clipped: RowsClipped) -> Model {
     let CpuBackend { model_dir, dtype, .. } = backend;
-    let ModelInfo { config, shards, digest, kv_fingerprint, kv_blocks, weight_bytes_per_rank } = info.clone();
+    let ModelInfo { config, shards, digest, kv_fingerprint, kv_blocks, host_blocks, weight_bytes_per_rank } =
+        info.clone();
     tracing::info!(digest, kv_fingerprint, kv_blocks, ?weight_bytes_per_rank, "model loaded");
     let bundle = Some(model_dir.clone());
     Model {
@@ -158,6 +161,7 @@ fn about(backend: &CpuBackend, info: &ModelInfo, clipped: RowsClipped) -> Model 
         kv_fingerprint,
         dtype: *dtype,
         kv_blocks,
+        host_blocks,
         block_tokens: BLOCK_TOKENS,
         bundle,
         clipped,
@@ -187,7 +191,16 @@ fn kv_blocks(
 fn load_fake(backend: FakeBackend) -> Result<(Box<dyn Executor>, Model), WorkerError> {
     let FakeBackend { model, options, context_length, bundle } = backend;
     let FakeOptions {
-        vocab_size, tensor, layers, kv_heads, row_bytes, kv_blocks, block_tokens, seed, ..
+        vocab_size,
+        tensor,
+        layers,
+        kv_heads,
+        row_bytes,
+        kv_blocks,
+        host_blocks,
+        block_tokens,
+        seed,
+        ..
     } = options;
     let config = serde_json::json!({
         "model_type": "llama",
@@ -213,6 +226,7 @@ fn load_fake(backend: FakeBackend) -> Result<(Box<dyn Executor>, Model), WorkerE
         digest,
         dtype: Dtype::F32,
         kv_blocks,
+        host_blocks,
         block_tokens,
         bundle,
         clipped: RowsClipped::default(),

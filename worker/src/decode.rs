@@ -18,7 +18,7 @@ use crate::gang::Gang;
 use crate::lease::{Ask, Transfer};
 use crate::metrics::{Call, Stopwatch};
 use crate::refusal::{no_kv_blocks, prefill_failed, refuse};
-use crate::request::{ValidatedRequest, Work, finished_to, sampling_to, token_from, token_to};
+use crate::request::{ValidatedRequest, Work, finished_to, sampling_to, scheduling, token_from, token_to};
 use crate::stream::{Messages, TaskStream};
 
 /// For a prefill leader to take or refuse a request, connecting included. It only puts it into its queue.
@@ -54,10 +54,11 @@ fn unified(
     deadline: Option<Instant>,
     stopwatch: Stopwatch,
 ) -> Result<TaskStream<wire::DecodeEvent>, Status> {
-    let ValidatedRequest { context: _, prompt, sampling } = request;
-    let sequence = gang.engine.generate(prompt, sampling).map_err(|error| refuse(&error))?;
+    let ValidatedRequest { context, prompt, sampling } = request;
+    let engine = gang.engine.scheduled(scheduling(&context));
+    let sequence = engine.generate(prompt, sampling).map_err(|error| refuse(&error))?;
     Ok(TaskStream::spawn(&gang.admission, ticket, deadline, move |messages| {
-        report(sequence, messages, stopwatch)
+        report(sequence, messages, stopwatch, 0)
     }))
 }
 
@@ -118,6 +119,14 @@ struct Owner {
     stopwatch: Stopwatch,
 }
 
+/// A prompt that another gang has computed.
+struct Received {
+    first: SampledToken,
+    reservation: Reservation,
+    /// Tokens whose KV was there.
+    cached_tokens: u32,
+}
+
 /// How far the blocks are.
 enum Blocks {
     NotAsked,
@@ -159,7 +168,7 @@ impl Owner {
             let request = &self.request.context.request_id;
             tracing::warn!(request, transfer = self.transfer.id, "no kv received: {}", status.message());
         }
-        let (first, reservation) = received?;
+        let Received { first, reservation, cached_tokens } = received?;
         let Self { gang, request, peer: _, transfer, events, mut stopwatch } = self;
         drop((transfer, events));
         let ValidatedRequest { context: _, prompt, sampling } = request;
@@ -167,23 +176,23 @@ impl Owner {
             gang.engine.decode(reservation, prompt, &first, sampling).map_err(|error| refuse(&error))?;
         stopwatch.token();
         messages.send(tokens(first.position, vec![token_to(first)])).await?;
-        report(sequence, messages, stopwatch).await
+        report(sequence, messages, stopwatch, cached_tokens).await
     }
 
     /// Serves the transfer until position 0 is sampled and all KV is here.
-    async fn receive(
-        &mut self,
-        messages: &Messages<wire::DecodeEvent>,
-    ) -> Result<(SampledToken, Reservation), Status> {
+    async fn receive(&mut self, messages: &Messages<wire::DecodeEvent>) -> Result<Received, Status> {
         let mut blocks = Blocks::NotAsked;
         let mut reserved = None;
-        let first = loop {
+        let (first, cached_tokens) = loop {
             tokio::select! {
                 event = self.events.message() => match self.prefill_event(event)? {
                     PrefillEvent::Queued(_) => {}
-                    PrefillEvent::Started(_) => messages.send(started()).await?,
-                    PrefillEvent::Done(wire::PrefillDone { first, cached_tokens: _ }) => {
-                        break first.ok_or_else(|| self.failed("done without a first token"))?;
+                    PrefillEvent::Started(wire::Started { cached_tokens }) => {
+                        messages.send(started(cached_tokens)).await?;
+                    }
+                    PrefillEvent::Done(wire::PrefillDone { first, cached_tokens }) => {
+                        let first = first.ok_or_else(|| self.failed("done without a first token"))?;
+                        break (first, cached_tokens);
                     }
                 },
                 Some(ask) = self.transfer.asks.recv() => self.answer(ask, &mut blocks)?,
@@ -207,7 +216,8 @@ impl Owner {
         if let Some(reserved) = reserved {
             self.gang.metrics.transferred(reserved.elapsed());
         }
-        Ok((token_from(self.request.sampling.first_position, first), reservation))
+        let first = token_from(self.request.sampling.first_position, first);
+        Ok(Received { first, reservation, cached_tokens })
     }
 
     fn prefill_event(
@@ -243,7 +253,8 @@ impl Owner {
                 match std::mem::replace(blocks, Blocks::NotAsked) {
                     Blocks::NotAsked => {
                         let max_tokens = self.request.sampling.max_tokens;
-                        let reserving = self.gang.engine.reserve(prompt_tokens, max_tokens);
+                        let engine = self.gang.engine.scheduled(scheduling(&self.request.context));
+                        let reserving = engine.reserve(prompt_tokens, max_tokens);
                         let reserving = Box::pin(reserving.map_err(|error| refuse(&error))?.ready());
                         *blocks =
                             Blocks::Waiting(reserving, reply, Instant::now() + self.gang.blocks_deadline);
@@ -295,24 +306,29 @@ impl Owner {
     }
 }
 
-fn started() -> wire::DecodeEvent {
-    wire::DecodeEvent { event: Some(WireEvent::Started(wire::Started {})) }
+fn started(cached_tokens: u32) -> wire::DecodeEvent {
+    wire::DecodeEvent { event: Some(WireEvent::Started(wire::Started { cached_tokens })) }
 }
 
 fn tokens(position: usize, tokens: Vec<wire::Token>) -> wire::DecodeEvent {
     wire::DecodeEvent { event: Some(WireEvent::Tokens(wire::Tokens { position: position as u32, tokens })) }
 }
 
-/// Passes a sequence's events on. Tokens that have come while the client took its time share a message.
+/// Passes a sequence's events on. Tokens that have come while the client took its time share a message. `cached_tokens`: of a
+/// prompt that was computed elsewhere.
 async fn report(
     mut sequence: Sequence,
     messages: Messages<wire::DecodeEvent>,
     mut stopwatch: Stopwatch,
+    mut cached_tokens: u32,
 ) -> Result<(), Status> {
     let mut next = sequence.next().await;
     loop {
         match next {
-            Some(Event::Started { .. }) => messages.send(started()).await?,
+            Some(Event::Started { blocks: _, cached }) => {
+                cached_tokens = cached as u32;
+                messages.send(started(cached_tokens)).await?;
+            }
             Some(Event::Computed { .. }) => {}
             Some(Event::Token(first)) => {
                 stopwatch.token();
@@ -337,7 +353,7 @@ async fn report(
             Some(Event::Finished(reason)) => {
                 drop(sequence);
                 stopwatch.answered();
-                let event = Some(WireEvent::Finished(finished_to(reason)));
+                let event = Some(WireEvent::Finished(finished_to(reason, cached_tokens)));
                 return messages.send(wire::DecodeEvent { event }).await;
             }
             Some(Event::Failed(reason)) => {

@@ -71,6 +71,13 @@ struct Args {
     /// Requests that wait.
     #[arg(long, env = "HERD_MAX_WAITING", default_value_t = WorkerLimits::default().max_waiting)]
     max_waiting: usize,
+    /// Whether prompts that begin alike share KV, which is kept for those to come: true or false.
+    #[arg(long, env = "HERD_PREFIX_CACHE", default_value_t = true, action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    prefix_cache: bool,
+    /// KV blocks each rank has room for in the host's memory, for sequences that have to give theirs to others; with 0 they
+    /// are computed again.
+    #[arg(long, env = "HERD_KV_HOST_BLOCKS", default_value_t = 0)]
+    kv_host_blocks: usize,
     /// Where the internal gRPC service listens.
     #[arg(long, env = "HERD_GRPC", default_value = "127.0.0.1:9000")]
     grpc: SocketAddr,
@@ -266,6 +273,8 @@ fn options(args: Args) -> WorkerOptions {
         max_step_tokens,
         max_sequences,
         max_waiting,
+        prefix_cache,
+        kv_host_blocks,
         grpc,
         http,
         kv_bind,
@@ -303,7 +312,14 @@ fn options(args: Args) -> WorkerOptions {
         kv: kv_bind,
         advertise,
         advertise_kv: None,
-        limits: WorkerLimits { max_step_tokens, max_sequences, max_waiting, context_length },
+        limits: WorkerLimits {
+            max_step_tokens,
+            max_sequences,
+            max_waiting,
+            context_length,
+            prefix_cache,
+            kv_host_blocks,
+        },
         revision,
         gang_id,
         role: role.into(),

@@ -52,6 +52,10 @@ pub(crate) struct Metrics {
     prompt_tokens: IntCounter,
     output_tokens: IntCounter,
     prefill_recomputed_tokens: IntCounter,
+    prefix_cached_tokens: IntCounter,
+    preemptions: IntCounter,
+    preempted_recomputed_tokens: IntCounter,
+    kv_blocks_swapped: IntCounter,
     steps: IntCounter,
     step_seconds: Histogram,
     step_tokens: Histogram,
@@ -118,6 +122,10 @@ impl Metrics {
             prompt_tokens: page.counter(&declared::PROMPT_TOKENS)?,
             output_tokens: page.counter(&declared::OUTPUT_TOKENS)?,
             prefill_recomputed_tokens: page.counter(&declared::PREFILL_RECOMPUTED_TOKENS)?,
+            prefix_cached_tokens: page.counter(&declared::PREFIX_CACHED_TOKENS)?,
+            preemptions: page.counter(&declared::PREEMPTIONS)?,
+            preempted_recomputed_tokens: page.counter(&declared::PREEMPTED_RECOMPUTED_TOKENS)?,
+            kv_blocks_swapped: page.counter(&declared::KV_BLOCKS_SWAPPED)?,
             steps: page.counter(&declared::STEPS)?,
             step_seconds: page.histogram(&declared::STEP_SECONDS)?,
             step_tokens: page.histogram(&declared::STEP_TOKENS)?,
@@ -247,12 +255,24 @@ impl Metrics {
         self.gang_epoch.set(epoch as i64);
         self.gang_epoch_low.set(low(epoch));
         let before = self.before();
-        let EngineCounters { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens } =
-            sum(*before, engine.map_or_else(EngineCounters::default, Engine::counters));
+        let EngineCounters {
+            steps,
+            prompt_tokens,
+            output_tokens,
+            prefill_recomputed_tokens,
+            prefix_cached_tokens,
+            preemptions,
+            preempted_recomputed_tokens,
+            swapped_blocks,
+        } = sum(*before, engine.map_or_else(EngineCounters::default, Engine::counters));
         raise(&self.steps, steps);
         raise(&self.prompt_tokens, prompt_tokens);
         raise(&self.output_tokens, output_tokens);
         raise(&self.prefill_recomputed_tokens, prefill_recomputed_tokens);
+        raise(&self.prefix_cached_tokens, prefix_cached_tokens);
+        raise(&self.preemptions, preemptions);
+        raise(&self.preempted_recomputed_tokens, preempted_recomputed_tokens);
+        raise(&self.kv_blocks_swapped, swapped_blocks);
         raise(&self.fp8_rows_clipped, self.clipped.get().map_or(0, RowsClipped::get));
         drop(before);
         self.page.text(&self.model)
@@ -310,12 +330,25 @@ fn count(family: &Family<IntCounter>, labels: &[&str]) {
 }
 
 fn sum(before: EngineCounters, now: EngineCounters) -> EngineCounters {
-    let EngineCounters { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens } = now;
+    let EngineCounters {
+        steps,
+        prompt_tokens,
+        output_tokens,
+        prefill_recomputed_tokens,
+        prefix_cached_tokens,
+        preemptions,
+        preempted_recomputed_tokens,
+        swapped_blocks,
+    } = now;
     EngineCounters {
         steps: before.steps + steps,
         prompt_tokens: before.prompt_tokens + prompt_tokens,
         output_tokens: before.output_tokens + output_tokens,
         prefill_recomputed_tokens: before.prefill_recomputed_tokens + prefill_recomputed_tokens,
+        prefix_cached_tokens: before.prefix_cached_tokens + prefix_cached_tokens,
+        preemptions: before.preemptions + preemptions,
+        preempted_recomputed_tokens: before.preempted_recomputed_tokens + preempted_recomputed_tokens,
+        swapped_blocks: before.swapped_blocks + swapped_blocks,
     }
 }
 

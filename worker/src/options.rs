@@ -111,6 +111,11 @@ pub struct WorkerLimits {
     pub max_waiting: usize,
     /// Tokens of prompt and completion together; None: what the model has.
     pub context_length: Option<usize>,
+    /// Whether prompts that begin alike share KV, and it is kept for those to come.
+    pub prefix_cache: bool,
+    /// KV blocks each rank has room for in the host's memory beside its cache, for sequences that are preempted; with 0 they
+    /// are computed again. Of the fake backend its own options say it.
+    pub kv_host_blocks: usize,
 }
 
 /// What runs the model.
@@ -184,6 +189,8 @@ impl Default for WorkerLimits {
             max_sequences: 64,
             max_waiting: 256,
             context_length: None,
+            prefix_cache: true,
+            kv_host_blocks: 0,
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::gang::Gang;
 use crate::metrics::{Call, Stopwatch};
 use crate::options::DEFAULT_BLOCKS_DEADLINE;
 use crate::refusal::{no_kv_blocks, refuse};
-use crate::request::{ValidatedRequest, Work, token_to};
+use crate::request::{ValidatedRequest, Work, scheduling, token_to};
 use crate::stream::{Messages, TaskStream};
 use crate::transfer::{Progress, Route, send};
 
@@ -62,7 +62,8 @@ pub(crate) fn prefill(
     let ticket = gang.admission.enter()?;
     let ValidatedRequest { context, prompt, sampling } = request;
     let prompt_tokens = prompt.len();
-    let sequence = gang.engine.prefill(prompt, sampling).map_err(|error| refuse(&error))?;
+    let engine = gang.engine.scheduled(scheduling(&context));
+    let sequence = engine.prefill(prompt, sampling).map_err(|error| refuse(&error))?;
     gang.metrics.request(Call::Prefill);
     let decode_gang = DecodeGang {
         // Its revision is not known here.
@@ -100,18 +101,18 @@ impl Job {
         mut stopwatch: Stopwatch,
     ) -> Result<(), Status> {
         messages.send(event(WireEvent::Queued(wire::Queued {}))).await?;
-        let blocks = match sequence.next().await {
-            Some(Event::Started { blocks }) => blocks,
+        let (blocks, cached_tokens) = match sequence.next().await {
+            Some(Event::Started { blocks, cached }) => (blocks, cached as u32),
             other => return Err(ended(other)),
         };
-        messages.send(event(WireEvent::Started(wire::Started {}))).await?;
+        messages.send(event(WireEvent::Started(wire::Started { cached_tokens }))).await?;
         let (computed, progress) = watch::channel(0);
         let (first, ()) = tokio::try_join!(
             compute(&mut sequence, &computed, &mut stopwatch),
             self.deliver(blocks, progress)
         )?;
         let first = Some(token_to(first));
-        messages.send(event(WireEvent::Done(wire::PrefillDone { first, cached_tokens: 0 }))).await
+        messages.send(event(WireEvent::Done(wire::PrefillDone { first, cached_tokens }))).await
     }
 
     /// Reserves blocks and fills them, holding the lease all the while.

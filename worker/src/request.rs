@@ -1,6 +1,8 @@
 //! From wire requests to engine requests, and back to wire events.
 
-use herd_engine::{Engine, FinishReason, Penalties, SampledToken, Shaping, SubmitError, TokenLogprob};
+use herd_engine::{
+    Engine, FinishReason, Penalties, SampledToken, Scheduling, Shaping, SubmitError, TokenLogprob,
+};
 use herd_proto::internal::v1 as wire;
 use tonic::Status;
 
@@ -11,6 +13,9 @@ const MAX_TOP_LOGPROBS: u32 = 128;
 
 /// More than any tokenizer has special tokens that end a text; compared with every token.
 const MAX_STOP_IDS: usize = 1024;
+
+/// Bytes of a cache salt: of a hash or an identifier.
+const MAX_CACHE_SALT: usize = 256;
 
 /// Tokens whose logits a request changes.
 const MAX_BIAS: usize = 1024;
@@ -42,6 +47,11 @@ impl ValidatedRequest {
         work: Work,
     ) -> Result<Self, Status> {
         let context = context.unwrap_or_default();
+        if context.cache_salt.len() > MAX_CACHE_SALT {
+            let bytes = context.cache_salt.len();
+            let message = format!("context.cache_salt: {bytes} bytes are more than {MAX_CACHE_SALT}");
+            return Err(Status::invalid_argument(message));
+        }
         let sampling = sampling.ok_or_else(|| Status::invalid_argument("sampling: is missing"))?;
         let sampling = sampling_from(sampling, context.choice)?;
         if prompt.is_empty() {
@@ -63,6 +73,11 @@ impl ValidatedRequest {
             .map_err(|error| refuse(&SubmitError::TooLong(error)))?;
         Ok(Self { context, prompt, sampling })
     }
+}
+
+/// How a request stands among others.
+pub(crate) fn scheduling(context: &wire::Context) -> Scheduling {
+    Scheduling { priority: context.priority, cache_salt: context.cache_salt.clone() }
 }
 
 fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::Sampling, Status> {
@@ -186,12 +201,12 @@ pub(crate) fn token_from(position: usize, token: wire::Token) -> SampledToken {
     SampledToken { position, token: TokenLogprob { id, logprob }, top }
 }
 
-pub(crate) fn finished_to(reason: FinishReason) -> wire::Finished {
+pub(crate) fn finished_to(reason: FinishReason, cached_tokens: u32) -> wire::Finished {
     let reason = match reason {
         FinishReason::Stop => wire::finished::Reason::Stop,
         FinishReason::Length => wire::finished::Reason::Length,
     };
-    wire::Finished { reason: reason.into(), cached_tokens: 0 }
+    wire::Finished { reason: reason.into(), cached_tokens }
 }
 
 #[cfg(test)]

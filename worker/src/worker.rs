@@ -322,7 +322,14 @@ pub(crate) fn start_engine(
     limits: WorkerLimits,
     metrics: &Arc<Metrics>,
 ) -> Result<Engine, WorkerError> {
-    let WorkerLimits { max_step_tokens, max_sequences, max_waiting, context_length } = limits;
+    let WorkerLimits {
+        max_step_tokens,
+        max_sequences,
+        max_waiting,
+        context_length,
+        prefix_cache,
+        kv_host_blocks: _,
+    } = limits;
     let longest = model.config.context_length;
     let context_length = context_length.unwrap_or(longest);
     if context_length > longest {
@@ -332,8 +339,16 @@ pub(crate) fn start_engine(
     let (kv_blocks, block_tokens) = (model.kv_blocks, model.block_tokens);
     // What the cache cannot hold is no context to promise.
     let context_length = context_length.min(kv_blocks.saturating_mul(block_tokens));
-    let limits =
-        EngineLimits { context_length, kv_blocks, block_tokens, max_step_tokens, max_sequences, max_waiting };
+    let limits = EngineLimits {
+        context_length,
+        kv_blocks,
+        block_tokens,
+        max_step_tokens,
+        max_sequences,
+        max_waiting,
+        prefix_cache,
+        host_blocks: model.host_blocks,
+    };
     let observer: Arc<dyn Observer> = Arc::<Metrics>::clone(metrics);
     Ok(Engine::start_observed(executor, limits, observer))
 }

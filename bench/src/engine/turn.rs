@@ -39,6 +39,7 @@ pub(crate) fn run(arguments: &TurnArgs) -> Result<()> {
         parallelism: Parallelism::tensor(1),
         dtype: Dtype::Bf16,
         kv_blocks,
+        host_blocks: 0,
         threads: *threads,
         isa: Isa::detect(),
     };
@@ -60,7 +61,7 @@ pub(crate) fn run(arguments: &TurnArgs) -> Result<()> {
         for step in 0..GENERATED {
             let entry = |sequence| model.entry(sequence, vec![7], PROMPT + step, LogitRows::Last);
             let entries = (0..*sequences).map(entry).collect();
-            model.model.step(&StepPlan { entries })?;
+            model.model.step(&StepPlan { moves: vec![], entries })?;
         }
         rates.push((sequences * GENERATED) as f64 / started.elapsed().as_secs_f64());
     }
@@ -96,7 +97,7 @@ impl Sequences {
             let last = start + part.len() == tokens.len();
             let logits = if last { LogitRows::Last } else { LogitRows::None };
             let entries = vec![self.entry(sequence, part.to_vec(), start, logits)];
-            self.model.step(&StepPlan { entries })?;
+            self.model.step(&StepPlan { moves: vec![], entries })?;
         }
         Ok(())
     }

@@ -23,7 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let kv_blocks = BATCHES[BATCHES.len() - 1] * blocks_each;
 
     let started = Instant::now();
-    let options = LoadOptions { parallelism: Parallelism::tensor(tensor), dtype, kv_blocks, threads, isa };
+    let options = LoadOptions {
+        parallelism: Parallelism::tensor(tensor),
+        dtype,
+        kv_blocks,
+        host_blocks: 0,
+        threads,
+        isa,
+    };
     let mut model = CpuModel::load(folder.as_ref(), &options)?;
     let bytes: u64 = model.info().weight_bytes_per_rank.iter().sum();
     println!(
@@ -47,13 +54,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         let started = Instant::now();
         for sequence in 0..sequences {
             let tokens = (0..PROMPT as u32).map(|token| token * 7 % model.vocab_size() as u32).collect();
-            model.step(&StepPlan { entries: vec![entry(sequence, tokens, 0)] })?;
+            model.step(&StepPlan { moves: vec![], entries: vec![entry(sequence, tokens, 0)] })?;
         }
         let prefill = (sequences * PROMPT) as f64 / started.elapsed().as_secs_f64();
         let started = Instant::now();
         for step in 0..DECODED {
             let entries = (0..sequences).map(|sequence| entry(sequence, vec![5], PROMPT + step)).collect();
-            model.step(&StepPlan { entries })?;
+            model.step(&StepPlan { moves: vec![], entries })?;
         }
         let decode = (sequences * DECODED) as f64 / started.elapsed().as_secs_f64();
         println!("{sequences:3} sequences: prefill {prefill:7.1} tokens/s, decode {decode:7.1} tokens/s");

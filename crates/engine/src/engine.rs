@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use herd_scheduler::{Continuation, Counters, Limits, Load, TooLong, Work};
+use herd_scheduler::{Continuation, Counters, Limits, Load, Scheduling, TooLong, Work};
 use tokio::sync::{mpsc, watch};
 
 use crate::inbox::{Reporter, Shared};
@@ -60,6 +60,8 @@ pub enum SubmitError {
 #[derive(Clone, Debug)]
 pub struct Engine {
     inner: Arc<Inner>,
+    /// Of what is submitted through this handle.
+    scheduling: Scheduling,
 }
 
 struct Inner {
@@ -111,7 +113,14 @@ impl Engine {
                 None
             }
         };
-        Self { inner: Arc::new(Inner { shared, limits, vocab_size, kv, thread }) }
+        let inner = Arc::new(Inner { shared, limits, vocab_size, kv, thread });
+        Self { inner, scheduling: Scheduling::default() }
+    }
+
+    /// A handle whose requests have this priority and cache salt; those of others have priority 0 and no salt.
+    #[must_use]
+    pub fn scheduled(&self, scheduling: Scheduling) -> Self {
+        Self { inner: Arc::clone(&self.inner), scheduling }
     }
 
     /// Computes a prompt and generates from it.
@@ -128,7 +137,8 @@ impl Engine {
         self.submit(Work::Prefill { prompt }, sampling)
     }
 
-    /// Sets blocks aside for a prompt that another engine computes. Waits in the same queue as everything else.
+    /// Sets blocks aside for a prompt that another engine computes, and for the token that is sampled there; what is generated
+    /// here takes more as it comes. Waits in the same queue as everything else.
     pub fn reserve(&self, prompt_tokens: usize, max_tokens: usize) -> Result<Reserving, SubmitError> {
         if max_tokens == 0 {
             return Err(BAD_MAX_TOKENS);
@@ -136,7 +146,8 @@ impl Engine {
         let work = Work::Reserve { prompt_tokens, max_tokens };
         self.check_work(&work)?;
         let (sender, events) = mpsc::channel(2);
-        let ticket = self.inner.shared.submit(work, Reporter { events: sender, sampling: None })?;
+        let reporter = Reporter { events: sender, sampling: None };
+        let ticket = self.inner.shared.submit(work, self.scheduling.clone(), reporter)?;
         Ok(Reserving { events, ticket })
     }
 
@@ -218,7 +229,7 @@ impl Engine {
         // Started, one Computed a prompt token at most, the tokens (one even of a prefill), and the last one.
         let (sender, events) = mpsc::channel(positions + 3);
         let reporter = Reporter { events: sender, sampling: Some(sampling) };
-        let ticket = self.inner.shared.submit(work, reporter)?;
+        let ticket = self.inner.shared.submit(work, self.scheduling.clone(), reporter)?;
         Ok(Sequence { events, _ticket: ticket })
     }
 

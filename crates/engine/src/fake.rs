@@ -9,10 +9,10 @@
 mod cache;
 mod control;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use herd_scheduler::{LogitRows, StepEntry, StepPlan};
+use herd_scheduler::{LogitRows, Move, StepEntry, StepPlan};
 
 use self::cache::{FakeCache, absorb, mix};
 pub use self::control::FakeControl;
@@ -34,6 +34,8 @@ pub struct FakeOptions {
     pub row_bytes: usize,
     /// KV blocks of every rank.
     pub kv_blocks: usize,
+    /// Slots of every rank's host pool; 0 counts as 0.
+    pub host_blocks: usize,
     /// Positions of a block.
     pub block_tokens: usize,
     /// Another model is another seed.
@@ -53,6 +55,7 @@ impl Default for FakeOptions {
             kv_heads: 4,
             row_bytes: 16,
             kv_blocks: 64,
+            host_blocks: 0,
             block_tokens: 64,
             seed: 0,
             unlikely: Vec::new(),
@@ -94,8 +97,18 @@ impl FakeModel {
     }
 
     fn check(&self, plan: &StepPlan) -> Result<(), String> {
-        let (mut sequences, mut blocks) = (HashSet::new(), HashSet::new());
-        for entry in &plan.entries {
+        let StepPlan { moves, entries } = plan;
+        let FakeOptions { kv_blocks, host_blocks, block_tokens, vocab_size, .. } = self.options;
+        for &Move { from, to, rows } in moves {
+            let most = kv_blocks + host_blocks;
+            if from as usize >= most || to as usize >= most || from == to || rows == 0 || rows > block_tokens
+            {
+                return Err(format!("{rows} rows cannot be moved from block {from} to {to} of {most}"));
+            }
+        }
+        let mut sequences = HashSet::new();
+        let mut tables: HashMap<u32, usize> = HashMap::new();
+        for entry in entries {
             let StepEntry { sequence, tokens, start, blocks: table, logits: _ } = entry;
             if !sequences.insert(*sequence) {
                 return Err(format!("{sequence:?} has two entries"));
@@ -103,19 +116,23 @@ impl FakeModel {
             if tokens.is_empty() {
                 return Err(format!("{sequence:?} has no tokens"));
             }
-            if start + tokens.len() > table.len() * self.options.block_tokens {
+            if start + tokens.len() > table.len() * block_tokens {
                 return Err(format!("{sequence:?} has {} blocks for position {start}", table.len()));
             }
-            if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.options.vocab_size) {
+            if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
                 return Err(format!("{sequence:?} has token {token}"));
             }
             for &block in table.iter() {
-                if block as usize >= self.options.kv_blocks {
-                    return Err(format!("{sequence:?} has block {block} of {}", self.options.kv_blocks));
+                if block as usize >= kv_blocks {
+                    return Err(format!("{sequence:?} has block {block} of {kv_blocks}"));
                 }
-                if !blocks.insert(block) {
-                    return Err(format!("block {block} belongs to {sequence:?} and another"));
-                }
+                *tables.entry(block).or_default() += 1;
+            }
+        }
+        for StepEntry { sequence, tokens, start, blocks: table, logits: _ } in entries {
+            let written = start / block_tokens..(start + tokens.len()).div_ceil(block_tokens);
+            if let Some(block) = table[written].iter().find(|&block| tables.get(block) != Some(&1)) {
+                return Err(format!("block {block} is written by {sequence:?} and in another table"));
             }
         }
         Ok(())
@@ -160,6 +177,11 @@ impl Executor for FakeModel {
         self.check(plan).map_err(ExecutorError::BadPlan)?;
         self.gate.pass(plan)?;
         let mut output = StepOutput::default();
+        for &Move { from, to, rows } in &plan.moves {
+            for rank in &self.ranks {
+                rank.copy_rows(from, to, rows);
+            }
+        }
         for entry in &plan.entries {
             for (offset, &token) in entry.tokens.iter().enumerate() {
                 let position = entry.start + offset;

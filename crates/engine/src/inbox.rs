@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use herd_scheduler::{Continuation, Counters, Load, SequenceId, Work};
+use herd_scheduler::{Continuation, Counters, Load, Scheduling, SequenceId, Work};
 use tokio::sync::{mpsc, watch};
 
 use crate::{Event, Sampling, SubmitError};
@@ -21,7 +21,7 @@ pub(crate) struct Reporter {
 #[derive(Debug)]
 pub(crate) enum Command {
     /// With the time it came.
-    Submit(SequenceId, Work, Reporter, Instant),
+    Submit(SequenceId, Work, Scheduling, Reporter, Instant),
     Decode(SequenceId, Continuation, Reporter),
     Release(SequenceId),
 }
@@ -63,6 +63,10 @@ struct Seen {
     prompt_tokens: AtomicU64,
     output_tokens: AtomicU64,
     prefill_recomputed_tokens: AtomicU64,
+    prefix_cached_tokens: AtomicU64,
+    preemptions: AtomicU64,
+    preempted_recomputed_tokens: AtomicU64,
+    swapped_blocks: AtomicU64,
 }
 
 impl Seen {
@@ -75,11 +79,24 @@ impl Seen {
     }
 
     fn set_counters(&self, counters: Counters) {
-        let Counters { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens } = counters;
+        let Counters {
+            steps,
+            prompt_tokens,
+            output_tokens,
+            prefill_recomputed_tokens,
+            prefix_cached_tokens,
+            preemptions,
+            preempted_recomputed_tokens,
+            swapped_blocks,
+        } = counters;
         self.steps.store(steps, Relaxed);
         self.prompt_tokens.store(prompt_tokens, Relaxed);
         self.output_tokens.store(output_tokens, Relaxed);
         self.prefill_recomputed_tokens.store(prefill_recomputed_tokens, Relaxed);
+        self.prefix_cached_tokens.store(prefix_cached_tokens, Relaxed);
+        self.preemptions.store(preemptions, Relaxed);
+        self.preempted_recomputed_tokens.store(preempted_recomputed_tokens, Relaxed);
+        self.swapped_blocks.store(swapped_blocks, Relaxed);
     }
 }
 
@@ -115,7 +132,12 @@ impl Shared {
     }
 
     /// Queues a request, or says at once that there is no room for it.
-    pub(crate) fn submit(self: &Arc<Self>, work: Work, reporter: Reporter) -> Result<Ticket, SubmitError> {
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        work: Work,
+        scheduling: Scheduling,
+        reporter: Reporter,
+    ) -> Result<Ticket, SubmitError> {
         let mut inbox = self.lock();
         if let Some(reason) = &inbox.stopped {
             return Err(SubmitError::Stopped(reason.clone()));
@@ -126,7 +148,7 @@ impl Shared {
         }
         let id = SequenceId(inbox.next_id);
         inbox.next_id += 1;
-        inbox.commands.push(Command::Submit(id, work, reporter, Instant::now()));
+        inbox.commands.push(Command::Submit(id, work, scheduling, reporter, Instant::now()));
         let load = inbox.load();
         self.load.send_replace(load);
         self.seen.set_load(load);
@@ -211,12 +233,26 @@ impl Shared {
     }
 
     pub(crate) fn counters(&self) -> Counters {
-        let Seen { steps, prompt_tokens, output_tokens, prefill_recomputed_tokens, .. } = &self.seen;
+        let Seen {
+            steps,
+            prompt_tokens,
+            output_tokens,
+            prefill_recomputed_tokens,
+            prefix_cached_tokens,
+            preemptions,
+            preempted_recomputed_tokens,
+            swapped_blocks,
+            ..
+        } = &self.seen;
         Counters {
             steps: steps.load(Relaxed),
             prompt_tokens: prompt_tokens.load(Relaxed),
             output_tokens: output_tokens.load(Relaxed),
             prefill_recomputed_tokens: prefill_recomputed_tokens.load(Relaxed),
+            prefix_cached_tokens: prefix_cached_tokens.load(Relaxed),
+            preemptions: preemptions.load(Relaxed),
+            preempted_recomputed_tokens: preempted_recomputed_tokens.load(Relaxed),
+            swapped_blocks: swapped_blocks.load(Relaxed),
         }
     }
 

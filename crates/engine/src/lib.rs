@@ -32,7 +32,8 @@ pub use engine::{Engine, SubmitError};
 pub use executor::{Executor, ExecutorError, StepOutput};
 pub use fake::{FakeControl, FakeModel, FakeOptions};
 pub use herd_scheduler::{
-    Counters as EngineCounters, DEFAULT_STEP_TOKENS, Limits as EngineLimits, Load as EngineLoad, TooLong,
+    Counters as EngineCounters, DEFAULT_STEP_TOKENS, Limits as EngineLimits, Load as EngineLoad, Scheduling,
+    TooLong,
 };
 pub use kv::{KvError, KvSlab, KvStore};
 pub use observer::{Observer, StepDone};

@@ -58,13 +58,16 @@ pub enum FinishReason {
 /// What a running sequence reports, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Its first step is being planned and these blocks are its own until it ends; those of a prefill until its handle is
-    /// dropped.
+    /// Its first step is being planned. These blocks are a reservation's until it ends, a prefill's until its handle is
+    /// dropped; a sequence that generates takes others beside them, and after a preemption instead of them.
     Started {
-        /// Block table; position `p` lies in `blocks[p / block_tokens]`.
+        /// Block table; position `p` lies in `blocks[p / block_tokens]`. Covers the prompt, that of a reservation the first
+        /// generated token too.
         blocks: std::sync::Arc<[u32]>,
+        /// Tokens of the prompt whose KV was there.
+        cached: usize,
     },
-    /// KV of positions `0..computed` is complete. Sent after every step that computes prompt tokens.
+    /// KV of positions `0..computed` is complete. Sent after every step that computes prompt tokens for the first time.
     Computed {
         /// Positions from the start of the prompt.
         computed: usize,

@@ -42,7 +42,7 @@ impl Reserving {
     pub async fn ready(self) -> Result<Reservation, SubmitError> {
         let Self { mut events, ticket } = self;
         match events.recv().await {
-            Some(Event::Started { blocks }) => Ok(Reservation { blocks, ticket }),
+            Some(Event::Started { blocks, cached: _ }) => Ok(Reservation { blocks, ticket }),
             Some(Event::Failed(reason)) => Err(SubmitError::Stopped(reason)),
             Some(Event::Computed { .. } | Event::Token(_) | Event::Finished(_)) | None => {
                 Err(SubmitError::Stopped("the step loop is gone".to_owned()))
@@ -59,7 +59,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Block table; position `p` lies in `blocks[p / block_tokens]`. Covers the prompt and what is to be generated.
+    /// Block table; position `p` lies in `blocks[p / block_tokens]`. Covers the prompt and one token more.
     pub fn blocks(&self) -> &Arc<[u32]> {
         &self.blocks
     }

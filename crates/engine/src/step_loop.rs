@@ -26,6 +26,8 @@ pub(crate) struct StepLoop {
 struct Running {
     reporter: Reporter,
     prompt_tokens: usize,
+    /// Prompt tokens that were told of as computed; what a preemption costs is not told.
+    computed: usize,
     /// Position of the next token.
     position: usize,
     /// In the queue since then, until it has started.
@@ -63,7 +65,7 @@ impl StepLoop {
             Err(panic) => format!("the step loop panicked: {}", message(&*panic)),
         };
         for command in self.shared.stop(&reason) {
-            if let Command::Submit(id, work, reporter, came) = command {
+            if let Command::Submit(id, work, _, reporter, came) = command {
                 self.admit(id, work.prompt_tokens(), work.prompt(), reporter, Some(came));
             } else if let Command::Decode(id, from, reporter) = command {
                 self.admit(id, from.prompt.len(), &from.prompt, reporter, None);
@@ -81,12 +83,17 @@ impl StepLoop {
                 self.obey(command);
             }
             let Planned { started, step } = self.scheduler.plan();
-            for Started { sequence, blocks } in started {
-                let queued = self.sequences.get_mut(&sequence).and_then(|running| running.queued.take());
-                if let Some(came) = queued {
+            let mut later = Vec::new();
+            for Started { sequence, blocks, cached } in started {
+                let Some(running) = self.sequences.get_mut(&sequence) else { continue };
+                if let Some(came) = running.queued.take() {
                     self.observer.started(came.elapsed());
                 }
-                self.events.push((sequence, Event::Started { blocks }));
+                let event = (sequence, Event::Started { blocks, cached });
+                // KV comes into reserved blocks as soon as they are known; a move may still have to read them.
+                let reserved = running.reporter.sampling.is_none();
+                let events = if reserved && !step.moves.is_empty() { &mut later } else { &mut self.events };
+                events.push(event);
             }
             self.report();
             idle = step.entries.is_empty();
@@ -94,6 +101,7 @@ impl StepLoop {
                 let began = Instant::now();
                 let output = self.executor.step(&step).map_err(|error| error.to_string())?;
                 self.scheduler.complete(&step);
+                self.events.append(&mut later);
                 self.sample(&step, &output.logits)?;
                 let (tokens, sequences) = (step.tokens(), step.entries.len());
                 self.observer.stepped(StepDone { time: began.elapsed(), tokens, sequences });
@@ -105,9 +113,9 @@ impl StepLoop {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit(id, work, reporter, came) => {
+            Command::Submit(id, work, scheduling, reporter, came) => {
                 self.admit(id, work.prompt_tokens(), work.prompt(), reporter, Some(came));
-                if let Err(refused) = self.scheduler.submit(id, work) {
+                if let Err(refused) = self.scheduler.submit(id, work, &scheduling) {
                     self.events.push((id, Event::Failed(refused.to_string())));
                 }
             }
@@ -115,6 +123,7 @@ impl StepLoop {
                 let (generated, first) = (from.generated, from.first);
                 self.admit(id, from.prompt.len(), &from.prompt, reporter, None);
                 if let Some(running) = self.sequences.get_mut(&id) {
+                    running.computed = running.prompt_tokens;
                     running.position += generated;
                     running.remember(first);
                     running.last_token = Some(Instant::now());
@@ -143,7 +152,8 @@ impl StepLoop {
     ) {
         let position = reporter.sampling.as_ref().map_or(0, |sampling| sampling.first_position);
         let history = reporter.sampling.as_ref().and_then(|sampling| History::new(sampling, prompt));
-        let running = Running { reporter, prompt_tokens, position, queued, last_token: None, history };
+        let running =
+            Running { reporter, prompt_tokens, computed: 0, position, queued, last_token: None, history };
         self.sequences.insert(id, running);
     }
 
@@ -166,8 +176,9 @@ impl StepLoop {
             let id = entry.sequence;
             let row = if entry.logits == LogitRows::Last { rows.next() } else { None };
             let Some(running) = self.sequences.get_mut(&id) else { continue };
-            if entry.start < running.prompt_tokens {
-                let computed = entry.start + entry.tokens.len();
+            let computed = entry.start + entry.tokens.len();
+            if entry.start < running.prompt_tokens && computed > running.computed {
+                running.computed = computed;
                 self.events.push((id, Event::Computed { computed }));
             }
             if let (Some(row), Some(sampling)) = (row, &running.reporter.sampling) {

@@ -82,7 +82,7 @@ pub const STEP_SEQUENCES: Metric = Metric::histogram(
 );
 /// Prompt tokens.
 pub const PROMPT_TOKENS: Metric =
-    Metric::counter("herd_prompt_tokens_total", "tokens", "Prompt tokens computed.");
+    Metric::counter("herd_prompt_tokens_total", "tokens", "Prompt tokens computed, each once.");
 /// Output tokens.
 pub const OUTPUT_TOKENS: Metric = Metric::counter("herd_output_tokens_total", "tokens", "Tokens sampled.");
 /// Prompt tokens that should not have been computed.
@@ -90,6 +90,30 @@ pub const PREFILL_RECOMPUTED_TOKENS: Metric = Metric::counter(
     "herd_prefill_recomputed_tokens_total",
     "tokens",
     "Prompt tokens computed although their KV came from a prefill gang; anything but 0 is a mistake.",
+);
+/// Prompt tokens that were there.
+pub const PREFIX_CACHED_TOKENS: Metric = Metric::counter(
+    "herd_prefix_cached_tokens_total",
+    "tokens",
+    "Prompt tokens whose KV was in the prefix cache when their sequence started; with those computed, all there were.",
+);
+/// Sequences that lost their blocks.
+pub const PREEMPTIONS: Metric = Metric::counter(
+    "herd_preemptions_total",
+    "preemptions",
+    "Times a sequence gave its KV blocks to others, to go on later.",
+);
+/// What that cost in tokens.
+pub const PREEMPTED_RECOMPUTED_TOKENS: Metric = Metric::counter(
+    "herd_preempted_recomputed_tokens_total",
+    "tokens",
+    "Tokens, of prompts or generated, computed again after a preemption.",
+);
+/// What that cost in blocks.
+pub const KV_BLOCKS_SWAPPED: Metric = Metric::counter(
+    "herd_kv_blocks_swapped_total",
+    "blocks",
+    "KV blocks of preempted sequences that each rank copied to its host pool.",
 );
 /// Time in the queue.
 pub const QUEUE_SECONDS: Metric = Metric::histogram(
@@ -210,6 +234,10 @@ pub const METRICS: &[&Metric] = &[
     &PROMPT_TOKENS,
     &OUTPUT_TOKENS,
     &PREFILL_RECOMPUTED_TOKENS,
+    &PREFIX_CACHED_TOKENS,
+    &PREEMPTIONS,
+    &PREEMPTED_RECOMPUTED_TOKENS,
+    &KV_BLOCKS_SWAPPED,
     &STEPS,
     &STEP_SECONDS,
     &STEP_TOKENS,
@@ -252,6 +280,8 @@ pub const ALIASES: &[Alias] = &[
     },
     same("vllm:prompt_tokens_total", &PROMPT_TOKENS),
     same("vllm:generation_tokens_total", &OUTPUT_TOKENS),
+    same("vllm:prefix_cache_hits_total", &PREFIX_CACHED_TOKENS),
+    same("vllm:num_preemptions_total", &PREEMPTIONS),
     same("vllm:time_to_first_token_seconds", &TIME_TO_FIRST_TOKEN_SECONDS),
     same("vllm:inter_token_latency_seconds", &INTER_TOKEN_LATENCY_SECONDS),
     same("vllm:time_per_output_token_seconds", &INTER_TOKEN_LATENCY_SECONDS),

@@ -1,6 +1,6 @@
 //! What a scheduler may hand out, and which requests could never be served within it.
 
-/// Bounds of one gang. Every number counts as at least 1.
+/// Bounds of one gang. Every number but [`Limits::host_blocks`] counts as at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Positions a sequence can have: prompt and generated tokens together.
@@ -15,6 +15,10 @@ pub struct Limits {
     pub max_sequences: usize,
     /// Requests that wait for their start.
     pub max_waiting: usize,
+    /// Whether sequences share KV of equal beginnings, and full blocks are kept after their owners.
+    pub prefix_cache: bool,
+    /// Blocks of the host pool, which KV of preempted sequences is copied to; with 0 it is always computed again.
+    pub host_blocks: usize,
 }
 
 /// Tokens a step computes at most unless configured otherwise.
@@ -41,8 +45,16 @@ impl Limits {
     /// The same limits with every zero raised to 1.
     #[must_use]
     pub fn at_least_one(self) -> Self {
-        let Self { context_length, kv_blocks, block_tokens, max_step_tokens, max_sequences, max_waiting } =
-            self;
+        let Self {
+            context_length,
+            kv_blocks,
+            block_tokens,
+            max_step_tokens,
+            max_sequences,
+            max_waiting,
+            prefix_cache,
+            host_blocks,
+        } = self;
         Self {
             context_length: context_length.max(1),
             kv_blocks: kv_blocks.max(1),
@@ -50,6 +62,8 @@ impl Limits {
             max_step_tokens: max_step_tokens.max(1),
             max_sequences: max_sequences.max(1),
             max_waiting: max_waiting.max(1),
+            prefix_cache,
+            host_blocks,
         }
     }
 
@@ -59,8 +73,8 @@ impl Limits {
         self.max_sequences.min(self.max_step_tokens)
     }
 
-    /// Positions set aside for a sequence: the prompt and what is to be generated, or the context where that is less. A
-    /// prompt that leaves no room for a generated token is too long.
+    /// Positions a sequence can come to have: the prompt and what is to be generated, or the context where that is less. A
+    /// prompt that leaves no room for a generated token is too long, and so is what all blocks together do not hold.
     pub fn positions(&self, prompt_tokens: usize, max_tokens: usize) -> Result<usize, TooLong> {
         let positions = prompt_tokens.saturating_add(max_tokens).min(self.context_length);
         let fits = prompt_tokens < self.context_length && self.blocks(positions) <= self.kv_blocks;
@@ -93,6 +107,8 @@ mod tests {
         max_step_tokens: 8,
         max_sequences: 20,
         max_waiting: 2,
+        prefix_cache: true,
+        host_blocks: 0,
     };
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-/// Index of a KV block in every rank's cache.
+/// Index of a KV block in every rank's cache. From `kv_blocks` on, in [`Move`]s alone: of a slot of its host pool.
 pub type BlockId = u32;
 
 /// A sequence the scheduler holds; never reused within one engine.
@@ -12,8 +12,22 @@ pub struct SequenceId(pub u64);
 /// One forward pass over a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepPlan {
+    /// Done one after the other, before anything is computed: a block may be read by one and written by a later one. There
+    /// are none without an entry that they are for.
+    pub moves: Vec<Move>,
     /// At most one entry a sequence.
     pub entries: Vec<StepEntry>,
+}
+
+/// A copy of KV rows from one block to another, in all layers and heads of every rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Read.
+    pub from: BlockId,
+    /// Written; another one than `from`.
+    pub to: BlockId,
+    /// Rows `0..rows` are copied; at least 1, at most as many as a block has.
+    pub rows: usize,
 }
 
 /// The part of one sequence that a step computes.
@@ -23,10 +37,10 @@ pub struct StepEntry {
     pub sequence: SequenceId,
     /// Token ids to compute, at least one: a chunk of a prompt, or the last sampled token.
     pub tokens: Vec<u32>,
-    /// Absolute position of `tokens[0]`; KV of all positions before it is in `blocks` already.
+    /// Absolute position of `tokens[0]`; KV of all positions before it is in `blocks` already, or moved there by this step.
     pub start: usize,
     /// Block table: position `p` lies in block `blocks[p / block_tokens]`, row `p % block_tokens`. Covers at least
-    /// `start + tokens.len()` positions.
+    /// `start + tokens.len()` positions. Blocks from that of `start` on are in no other table; those before may be.
     pub blocks: Arc<[BlockId]>,
     /// For which of `tokens` the logits are wanted.
     pub logits: LogitRows,

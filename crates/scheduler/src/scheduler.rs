@@ -1,11 +1,17 @@
 //! The queue, the running sequences, and the plan of the next step.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::blocks::BlockPool;
-use crate::sequence::{Phase, Sequence};
-use crate::{BlockId, Continuation, Ended, Limits, NotReserved, SequenceId, StepPlan, TooLong, Work};
+use crate::blocks::{BlockPool, HostPool};
+use crate::sequence::{Done, Phase, Sequence};
+use crate::turn::{MAX_PASSED_OVER, Turn};
+use crate::{
+    BlockId, Continuation, Counters, Ended, Limits, Load, Move, NotReserved, Scheduling, SequenceId,
+    StepPlan, TooLong, Work,
+};
+
+mod admission;
 
 /// A request that is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,7 +19,7 @@ pub enum Refused {
     /// The queue is at its bound.
     #[error("{waiting} requests are waiting already")]
     Full {
-        /// Requests in the queue.
+        /// Requests in the queue, preempted sequences apart.
         waiting: usize,
     },
     /// It could never start.
@@ -30,54 +36,23 @@ pub enum Refused {
 /// What the next step computes, and who starts with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Planned {
-    /// In the order they were submitted. A reservation has no entry in the step; every other one has its first chunk there.
+    /// Each sequence once, however often it is preempted. A reservation has no entry in the step, and its blocks may be
+    /// written only when the step's moves are done; every other one has its first chunk there.
     pub started: Vec<Started>,
     /// Empty when there is nothing to compute.
     pub step: StepPlan,
 }
 
-/// A sequence that left the queue.
+/// A sequence that left the queue for the first time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Started {
     /// Which one.
     pub sequence: SequenceId,
-    /// Its own until it ends or is released.
+    /// Those of its prompt, and of a reservation room for one token more. They stay its own until it ends or is released,
+    /// unless it generates and is preempted.
     pub blocks: Arc<[BlockId]>,
-}
-
-/// How busy a gang is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Sequences that started and have not ended, reservations included. A prefill that ended and whose blocks are being
-    /// read is not running any more.
-    pub running: usize,
-    /// Requests in the queue.
-    pub waiting: usize,
-    /// Their prompt tokens.
-    pub waiting_prompt_tokens: usize,
-    /// KV blocks that are owned.
-    pub kv_blocks_used: usize,
-}
-
-/// What was done since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Steps completed.
-    pub steps: u64,
-    /// Prompt tokens computed.
-    pub prompt_tokens: u64,
-    /// Tokens sampled.
-    pub output_tokens: u64,
-    /// Prompt tokens computed in sequences whose prompt KV had been computed elsewhere. Counted from the plans that were
-    /// run; anything but 0 is a mistake.
-    pub prefill_recomputed_tokens: u64,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    id: SequenceId,
-    work: Work,
-    positions: usize,
+    /// Tokens of the prompt whose KV was there.
+    pub cached: usize,
 }
 
 /// Continuous batching over a paged KV cache.
@@ -88,29 +63,35 @@ struct Waiting {
 pub struct Scheduler {
     limits: Limits,
     pool: BlockPool,
-    waiting: VecDeque<Waiting>,
-    /// By identifier, which is the order of arrival.
+    host: HostPool,
+    /// In the order of turns. No blocks are theirs.
+    waiting: BTreeMap<Turn, Sequence>,
+    /// With blocks.
     sequences: BTreeMap<SequenceId, Sequence>,
     last_id: Option<SequenceId>,
+    /// Starts of younger sequences while the oldest one without a step waited, since the last one that aged.
+    passed_over: usize,
     counters: Counters,
 }
 
 impl Scheduler {
-    /// With all KV blocks free. Zeros in `limits` count as 1.
+    /// With all KV blocks free. Zeros in `limits` count as 1, but for the host pool's.
     pub fn new(limits: Limits) -> Self {
         let limits = limits.at_least_one();
         Self {
             limits,
             pool: BlockPool::new(limits.kv_blocks),
-            waiting: VecDeque::new(),
+            host: HostPool::new(limits.kv_blocks, limits.host_blocks),
+            waiting: BTreeMap::new(),
             sequences: BTreeMap::new(),
             last_id: None,
+            passed_over: 0,
             counters: Counters::default(),
         }
     }
 
-    /// Puts a request at the end of the queue.
-    pub fn submit(&mut self, id: SequenceId, work: Work) -> Result<(), Refused> {
+    /// Puts a request into the queue.
+    pub fn submit(&mut self, id: SequenceId, work: Work, scheduling: &Scheduling) -> Result<(), Refused> {
         if self.last_id >= Some(id) {
             return Err(Refused::IdReused(id));
         }
@@ -118,11 +99,13 @@ impl Scheduler {
             return Err(Refused::Empty);
         }
         let positions = self.limits.positions(work.prompt_tokens(), work.generated_tokens())?;
-        if self.waiting.len() >= self.limits.max_waiting {
-            return Err(Refused::Full { waiting: self.waiting.len() });
+        let waiting = self.waiting.values().filter(|sequence| !sequence.started).count();
+        if waiting >= self.limits.max_waiting {
+            return Err(Refused::Full { waiting });
         }
         self.last_id = Some(id);
-        self.waiting.push_back(Waiting { id, work, positions });
+        let sequence = Sequence::new(id, work, scheduling, positions);
+        self.waiting.insert(sequence.turn, sequence);
         Ok(())
     }
 
@@ -133,6 +116,7 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&id).ok_or(refused)?;
         let positions = self.limits.positions(from.prompt.len(), from.max_tokens).map_err(|_| refused)?;
         let ended = sequence.decode(from, positions)?;
+        self.name_blocks(id);
         if ended.is_some() {
             self.release(id);
         }
@@ -143,45 +127,135 @@ impl Scheduler {
     /// its step runs. One that is not known has ended already.
     pub fn release(&mut self, id: SequenceId) {
         if let Some(sequence) = self.sequences.remove(&id) {
-            self.pool.give_back(&sequence.blocks);
-        } else if let Ok(at) = self.waiting.binary_search_by_key(&id, |waiting| waiting.id) {
-            self.waiting.remove(at);
+            self.pool.release(&sequence.blocks);
+        } else if let Some(&turn) = self.waiting.keys().find(|turn| turn.id == id)
+            && let Some(sequence) = self.waiting.remove(&turn)
+        {
+            self.host.release(&sequence.swapped);
         }
     }
 
     /// Starts whom it can and plans the next step.
     pub fn plan(&mut self) -> Planned {
+        let mut planned = Planned::default();
         let mut budget = self.limits.max_step_tokens;
-        let mut step = StepPlan::default();
-        let decoding =
-            self.sequences.iter().filter(|(_, sequence)| matches!(sequence.phase, Phase::Decode(_)));
-        let prompts = self.sequences.iter().filter(|(_, sequence)| sequence.phase == Phase::Prompt);
-        for (&id, sequence) in decoding.chain(prompts) {
-            if let Some(entry) = sequence.entry(id, budget) {
-                budget -= entry.tokens.len();
-                step.entries.push(entry);
-            }
-        }
+        self.plan_decodes(&mut planned.step, &mut budget);
+        let admitted = self.plan_prompts(&mut planned, &mut budget);
+        self.age(&planned.step, &admitted);
+        planned
+    }
 
-        let mut started = Vec::new();
-        let mut slots = self.limits.running_sequences().saturating_sub(self.running());
-        // Nobody overtakes the head of the queue: it would wait for ever behind smaller ones.
-        while slots > 0
-            && let Some(next) = self.waiting.front()
-            && (budget > 0 || matches!(next.work, Work::Reserve { .. }))
-            && let Some(blocks) = self.pool.take(self.limits.blocks(next.positions))
-            && let Some(Waiting { id, work, positions }) = self.waiting.pop_front()
-        {
-            slots -= 1;
-            let sequence = Sequence::start(work, positions, Arc::clone(&blocks));
-            if let Some(entry) = sequence.entry(id, budget) {
-                budget -= entry.tokens.len();
+    /// The next token of every sequence that generates, in the order of turns. One that needs a block takes it from the last
+    /// in that order; where there is none after it, it keeps what it has and waits.
+    fn plan_decodes(&mut self, step: &mut StepPlan, budget: &mut usize) {
+        let decodes = self.sequences.values().filter(|sequence| sequence.decodes());
+        let mut turns: Vec<Turn> = decodes.map(|sequence| sequence.turn).collect();
+        turns.sort_unstable();
+        for turn in turns {
+            // One that was preempted for another is not there any more.
+            let Some(sequence) = self.sequences.get(&turn.id) else { continue };
+            if self.limits.blocks(sequence.computed + 1) > sequence.blocks.len() {
+                while self.pool.available() == 0 && self.preempt_last(turn, step) {}
+                let Some(more) = self.pool.take(1) else { continue };
+                if let Some(sequence) = self.sequences.get_mut(&turn.id) {
+                    sequence.blocks = sequence.blocks.iter().copied().chain(more).collect();
+                }
+            }
+            let entry = self.sequences.get(&turn.id).and_then(|sequence| sequence.entry(*budget));
+            if let Some(entry) = entry {
+                *budget -= entry.tokens.len();
                 step.entries.push(entry);
             }
-            self.sequences.insert(id, sequence);
-            started.push(Started { sequence: id, blocks });
         }
-        Planned { started, step }
+    }
+
+    /// Preempts the last sequence in the order of turns that comes after `turn`, if there is one. None of those has an entry
+    /// in this step: decodes come in order, and before prompts.
+    fn preempt_last(&mut self, turn: Turn, step: &mut StepPlan) -> bool {
+        let preemptible = self.sequences.values().filter(|sequence| sequence.is_preemptible());
+        let Some(last) = preemptible.map(|sequence| sequence.turn).max().filter(|last| *last > turn) else {
+            return false;
+        };
+        let Some(mut sequence) = self.sequences.remove(&last.id) else { return false };
+        self.pool.release(&sequence.blocks);
+        let kept = self.limits.blocks(sequence.computed);
+        // Without a block that comes free there may be nobody to compute, and no moves are done.
+        let swaps = kept > 0 && self.pool.available() > 0;
+        let slots = if swaps { self.host.take(kept) } else { None };
+        for (block, (&from, &to)) in sequence.blocks.iter().zip(slots.iter().flatten()).enumerate() {
+            let rows = self.rows_of(block, sequence.computed);
+            step.moves.push(Move { from, to, rows });
+            self.counters.swapped_blocks += 1;
+        }
+        self.counters.preemptions += 1;
+        sequence.preempt(slots);
+        self.waiting.insert(sequence.turn, sequence);
+        true
+    }
+
+    /// Rows of a block of a table that hold the first `positions` positions.
+    fn rows_of(&self, block: usize, positions: usize) -> usize {
+        let block_tokens = self.limits.block_tokens;
+        positions.saturating_sub(block * block_tokens).min(block_tokens)
+    }
+
+    /// Chunks of prompts, and those who start with them, in the order of turns. Returns who left the queue.
+    fn plan_prompts(&mut self, planned: &mut Planned, budget: &mut usize) -> Vec<SequenceId> {
+        let prompts = self.sequences.values().filter(|sequence| sequence.has_prompt());
+        let mut prompts: Vec<Turn> = prompts.map(|sequence| sequence.turn).collect();
+        prompts.sort_unstable();
+        let mut prompts = prompts.into_iter().peekable();
+        let mut admitted = Vec::new();
+        loop {
+            let next = self.waiting.first_key_value().map(|(&turn, _)| turn);
+            let turn = match (prompts.peek().copied(), next) {
+                (Some(prompt), next) if next.is_none_or(|next| prompt < next) => {
+                    prompts.next();
+                    prompt
+                }
+                // Nobody overtakes the head of the queue: it would wait for ever behind smaller ones.
+                (_, Some(next)) if self.admit(next, *budget, planned) => {
+                    admitted.push(next.id);
+                    next
+                }
+                (Some(prompt), _) => {
+                    // The head has to wait; those that run go on.
+                    for turn in std::iter::once(prompt).chain(prompts.skip(1)) {
+                        self.plan_chunk(turn.id, &mut planned.step, budget);
+                    }
+                    return admitted;
+                }
+                (None, _) => return admitted,
+            };
+            self.plan_chunk(turn.id, &mut planned.step, budget);
+        }
+    }
+
+    fn plan_chunk(&self, id: SequenceId, step: &mut StepPlan, budget: &mut usize) {
+        if let Some(entry) = self.sequences.get(&id).and_then(|sequence| sequence.entry(*budget)) {
+            *budget -= entry.tokens.len();
+            step.entries.push(entry);
+        }
+    }
+
+    /// Where younger ones have started [`MAX_PASSED_OVER`] times while the oldest one got no step, it comes first from now on.
+    fn age(&mut self, step: &StepPlan, admitted: &[SequenceId]) {
+        let computes = |id| step.entries.iter().any(|entry| entry.sequence == id);
+        let prompts = self.sequences.values().filter(|sequence| sequence.has_prompt());
+        let prompts = prompts.map(|sequence| sequence.turn).filter(|turn| !computes(turn.id));
+        let passed = self.waiting.keys().copied().chain(prompts);
+        let Some(oldest) = passed.min_by_key(|turn| turn.id).filter(|turn| !turn.is_aged()) else { return };
+        self.passed_over += admitted.iter().filter(|id| **id > oldest.id).count();
+        if self.passed_over < MAX_PASSED_OVER {
+            return;
+        }
+        self.passed_over = 0;
+        if let Some(mut sequence) = self.waiting.remove(&oldest) {
+            sequence.turn = oldest.aged();
+            self.waiting.insert(sequence.turn, sequence);
+        } else if let Some(sequence) = self.sequences.get_mut(&oldest.id) {
+            sequence.turn = oldest.aged();
+        }
     }
 
     /// The step is done: its KV is in the blocks.
@@ -189,12 +263,31 @@ impl Scheduler {
         self.counters.steps += 1;
         for entry in &step.entries {
             let Some(sequence) = self.sequences.get_mut(&entry.sequence) else { continue };
-            let prompt_tokens = sequence.complete(entry) as u64;
-            self.counters.prompt_tokens += prompt_tokens;
+            let Done { prompt, recomputed } = sequence.complete(entry);
+            self.counters.prompt_tokens += prompt as u64;
+            self.counters.preempted_recomputed_tokens += recomputed as u64;
             if sequence.transferred {
-                self.counters.prefill_recomputed_tokens += prompt_tokens;
+                self.counters.prefill_recomputed_tokens += prompt as u64;
+            }
+            self.name_blocks(entry.sequence);
+        }
+    }
+
+    /// Names the blocks of a sequence that have become full.
+    fn name_blocks(&mut self, id: SequenceId) {
+        let Limits { block_tokens, prefix_cache, .. } = self.limits;
+        let Some(sequence) = self.sequences.get_mut(&id).filter(|_| prefix_cache) else { return };
+        let full = sequence.computed / block_tokens;
+        if full <= sequence.named {
+            return;
+        }
+        sequence.chain.extend(&sequence.tokens, block_tokens);
+        for block in sequence.named..full {
+            if let (Some(&id), Some(name)) = (sequence.blocks.get(block), sequence.chain.get(block)) {
+                self.pool.name(id, name);
             }
         }
+        sequence.named = full;
     }
 
     /// A token was sampled from the last row of the sequence's entry. With `None` the sequence goes on with it. With `Some`
@@ -214,7 +307,7 @@ impl Scheduler {
         Load {
             running: self.running(),
             waiting: self.waiting.len(),
-            waiting_prompt_tokens: self.waiting.iter().map(|waiting| waiting.work.prompt_tokens()).sum(),
+            waiting_prompt_tokens: self.waiting.values().map(Sequence::left).sum(),
             kv_blocks_used: self.pool.used(),
         }
     }

@@ -1,8 +1,10 @@
-//! One sequence, from its start to the release of its blocks.
+//! One sequence, from its request to the release of its blocks.
 
 use std::sync::Arc;
 
-use crate::{BlockId, LogitRows, SequenceId, StepEntry};
+use crate::names::Chain;
+use crate::turn::{MAX_PREEMPTIONS, Turn};
+use crate::{BlockId, LogitRows, Scheduling, SequenceId, StepEntry};
 
 /// What a request wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,89 +92,139 @@ pub enum Ended {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Blocks only; the KV comes from elsewhere.
+    /// Blocks only, or none yet; the KV comes from elsewhere.
     Reserved,
-    /// The prompt is not computed to its end.
-    Prompt,
+    /// Some of its tokens are not computed: of the prompt, the one sampled last, or those of before a preemption.
+    Computing,
     /// Everything is computed and the next token is being sampled.
     Sampling,
-    /// This token is next.
-    Decode(u32),
     /// A prefill that ended and whose blocks are being read.
     Held,
 }
 
+/// A sequence in the queue, where it has no blocks, or running.
 #[derive(Debug)]
 pub(crate) struct Sequence {
+    pub(crate) turn: Turn,
     pub(crate) phase: Phase,
     pub(crate) blocks: Arc<[BlockId]>,
-    /// Empty as long as it is reserved.
-    pub(crate) prompt: Vec<u32>,
+    /// Slots of the host pool that have the KV of positions `0..computed`, while it is preempted.
+    pub(crate) swapped: Vec<BlockId>,
+    /// Prompt and generated; empty as long as it is reserved.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) chain: Chain,
     /// As told when it was submitted.
     pub(crate) prompt_tokens: usize,
-    /// Positions set aside, prompt included.
+    /// Positions it can come to have, prompt included.
     pub(crate) positions: usize,
     /// Positions whose KV is in the blocks.
     pub(crate) computed: usize,
+    /// Blocks that were given their names.
+    pub(crate) named: usize,
     pub(crate) generated: usize,
     /// Ends after position 0 and keeps its blocks.
     pub(crate) prefill_only: bool,
     /// The prompt's KV was computed elsewhere.
     pub(crate) transferred: bool,
+    /// It had blocks before.
+    pub(crate) started: bool,
+    /// Positions computed before it was preempted: their tokens are computed again.
+    pub(crate) lost: usize,
+    preemptions: usize,
+}
+
+/// Tokens of an entry that is done, by why they were computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Done {
+    pub(crate) prompt: usize,
+    pub(crate) recomputed: usize,
 }
 
 impl Sequence {
-    pub(crate) fn start(work: Work, positions: usize, blocks: Arc<[BlockId]>) -> Self {
+    pub(crate) fn new(id: SequenceId, work: Work, scheduling: &Scheduling, positions: usize) -> Self {
+        let Scheduling { priority, cache_salt } = scheduling;
         let prompt_tokens = work.prompt_tokens();
-        let (phase, prompt, prefill_only) = match work {
-            Work::Generate { prompt, max_tokens: _ } => (Phase::Prompt, prompt, false),
-            Work::Prefill { prompt } => (Phase::Prompt, prompt, true),
+        let (phase, tokens, prefill_only) = match work {
+            Work::Generate { prompt, max_tokens: _ } => (Phase::Computing, prompt, false),
+            Work::Prefill { prompt } => (Phase::Computing, prompt, true),
             Work::Reserve { .. } => (Phase::Reserved, Vec::new(), false),
         };
         Self {
+            turn: Turn::new(id, *priority),
             phase,
-            blocks,
-            prompt,
+            blocks: Arc::default(),
+            swapped: Vec::new(),
+            tokens,
+            chain: Chain::new(cache_salt),
             prompt_tokens,
             positions,
             computed: 0,
+            named: 0,
             generated: 0,
             prefill_only,
             transferred: false,
+            started: false,
+            lost: 0,
+            preemptions: 0,
         }
     }
 
-    /// The chunk of the prompt that comes next, `budget` tokens at most; or the next generated token.
-    pub(crate) fn entry(&self, id: SequenceId, budget: usize) -> Option<StepEntry> {
-        let tokens = match self.phase {
-            Phase::Prompt => {
-                let end = self.prompt.len().min(self.computed.saturating_add(budget));
-                self.prompt.get(self.computed..end)?.to_vec()
-            }
-            Phase::Decode(token) if budget > 0 => vec![token],
-            Phase::Reserved | Phase::Sampling | Phase::Held | Phase::Decode(_) => return None,
-        };
+    /// Tokens to compute before the next one is sampled; of a reservation, those that are computed elsewhere.
+    pub(crate) fn left(&self) -> usize {
+        if self.phase == Phase::Reserved { self.prompt_tokens } else { self.tokens.len() - self.computed }
+    }
+
+    /// The token sampled last is the only one that is not computed.
+    pub(crate) fn decodes(&self) -> bool {
+        self.phase == Phase::Computing && self.generated > 0 && self.left() == 1
+    }
+
+    /// More than that is to be computed.
+    pub(crate) fn has_prompt(&self) -> bool {
+        self.phase == Phase::Computing && !self.decodes()
+    }
+
+    /// Positions that its blocks have to hold when it starts: all that are known. A reservation has room for the token that
+    /// comes with its KV too, so that it goes on at once.
+    pub(crate) fn first_positions(&self) -> usize {
+        match self.phase {
+            Phase::Reserved => self.positions.min(self.prompt_tokens + 1),
+            Phase::Computing | Phase::Sampling | Phase::Held => self.tokens.len(),
+        }
+    }
+
+    /// Whether its blocks may go to others: not while anyone outside reads or writes them.
+    pub(crate) fn is_preemptible(&self) -> bool {
+        self.phase == Phase::Computing && !self.prefill_only
+    }
+
+    /// The tokens that come next, `budget` at most.
+    pub(crate) fn entry(&self, budget: usize) -> Option<StepEntry> {
+        if self.phase != Phase::Computing {
+            return None;
+        }
+        let end = self.tokens.len().min(self.computed.saturating_add(budget));
+        let tokens = self.tokens.get(self.computed..end)?.to_vec();
         if tokens.is_empty() {
             return None;
         }
-        let logits =
-            if self.computed + tokens.len() < self.prompt.len() { LogitRows::None } else { LogitRows::Last };
         Some(StepEntry {
-            sequence: id,
+            sequence: self.turn.id,
             tokens,
             start: self.computed,
             blocks: Arc::clone(&self.blocks),
-            logits,
+            logits: if end < self.tokens.len() { LogitRows::None } else { LogitRows::Last },
         })
     }
 
-    /// The step with this entry is done. Returns how many of its tokens were prompt tokens.
-    pub(crate) fn complete(&mut self, entry: &StepEntry) -> usize {
-        let end = entry.start + entry.tokens.len();
-        let prompt_tokens = end.min(self.prompt.len()).saturating_sub(entry.start);
+    /// The step with this entry is done.
+    pub(crate) fn complete(&mut self, entry: &StepEntry) -> Done {
+        let (start, end) = (entry.start, entry.start + entry.tokens.len());
+        let again = end.min(self.lost).saturating_sub(start);
+        let prompt = end.min(self.prompt_tokens).saturating_sub(start.max(self.lost));
         self.computed = end;
-        self.phase = if end < self.prompt.len() { Phase::Prompt } else { Phase::Sampling };
-        prompt_tokens
+        self.phase = if end < self.tokens.len() { Phase::Computing } else { Phase::Sampling };
+        Done { prompt, recomputed: again }
     }
 
     /// A token was sampled; with `None` the sequence goes on with it.
@@ -184,15 +236,17 @@ impl Sequence {
     fn go_on(&mut self, token: u32, stop: bool) -> Option<Ended> {
         let ended = if stop {
             Some(Ended::Stop)
-        } else if self.prefill_only || self.prompt.len() + self.generated >= self.positions {
+        } else if self.prefill_only || self.prompt_tokens + self.generated >= self.positions {
             Some(Ended::Length)
         } else {
             None
         };
-        self.phase = match ended {
-            None => Phase::Decode(token),
-            Some(_) => Phase::Held,
-        };
+        if ended.is_some() {
+            self.phase = Phase::Held;
+        } else {
+            self.phase = Phase::Computing;
+            self.tokens.push(token);
+        }
         ended
     }
 
@@ -211,10 +265,25 @@ impl Sequence {
             return Err(NotReserved { prompt_tokens: prompt.len(), max_tokens });
         }
         self.computed = prompt.len();
-        self.prompt = prompt;
+        self.tokens = prompt;
         self.positions = positions;
         self.generated = generated;
         self.transferred = true;
         Ok(self.go_on(first, stop))
+    }
+
+    /// Its blocks go to others. Where no slots of the host pool have its KV, all of it is computed again.
+    pub(crate) fn preempt(&mut self, slots: Option<Vec<BlockId>>) {
+        self.lost = self.lost.max(self.computed);
+        if slots.is_none() {
+            self.computed = 0;
+        }
+        self.swapped = slots.unwrap_or_default();
+        self.blocks = Arc::default();
+        self.named = 0;
+        self.preemptions += 1;
+        if self.preemptions >= MAX_PREEMPTIONS {
+            self.turn = self.turn.aged();
+        }
     }
 }

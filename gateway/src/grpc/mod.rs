@@ -21,7 +21,9 @@ use tonic::{Request, Response, Status};
 use crate::RequestError;
 use crate::gateway::{GatewayError, Parts, Submitted};
 use crate::observe::Api;
-use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest, ShapingRequest};
+use crate::request::{
+    FieldNames, GenerationRequest, Input, SamplingRequest, SchedulingRequest, ShapingRequest,
+};
 use crate::request_id;
 use crate::task::OwnedTask;
 
@@ -162,7 +164,7 @@ fn convert(
     request_id: String,
     deadline: Instant,
 ) -> Result<GenerationRequest, RequestError> {
-    let GenerateRequest { model, input, sampling, n, request_id: _ } = request;
+    let GenerateRequest { model, input, sampling, n, request_id: _, priority, cache_salt } = request;
     let input = match input {
         Some(wire::generate_request::Input::Text(text)) => Input::Text(text),
         Some(wire::generate_request::Input::Tokens(wire::TokenIds { ids })) => Input::Tokens(ids),
@@ -209,6 +211,7 @@ fn convert(
         inputs: vec![input],
         n: n.max(1),
         sampling,
+        scheduling: SchedulingRequest { priority, cache_salt },
         request_id,
         deadline,
         names: NAMES,

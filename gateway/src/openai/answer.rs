@@ -3,7 +3,7 @@
 use super::request::Delivery;
 use super::usage::{Usage, UsageField};
 use crate::RequestError;
-use crate::event::{Delta, EventKind, FinishReason, GenerationEvent};
+use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent};
 
 /// What every body of an answer shares.
 pub(crate) struct About {
@@ -41,18 +41,32 @@ pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
 #[derive(Default)]
 pub(crate) struct Tally {
     prompt: u32,
-    cached: u32,
+    /// Of each prompt: what none of its choices that have finished had to compute.
+    cached: Vec<Option<u32>>,
     completion: u32,
+    n: u32,
 }
 
 impl Tally {
     pub(crate) fn new(about: &About) -> Self {
         let prompt = about.prompts.iter().map(Vec::len).sum::<usize>() as u32;
-        Self { prompt, cached: 0, completion: 0 }
+        Self { prompt, cached: vec![None; about.prompts.len()], completion: 0, n: about.n.max(1) }
+    }
+
+    fn finished(&mut self, choice: u32, finished: &Finished) {
+        self.completion += finished.completion_tokens;
+        if let Some(cached) = self.cached.get_mut((choice / self.n) as usize) {
+            let least = cached.map_or(finished.cached_tokens, |least| least.min(finished.cached_tokens));
+            *cached = Some(least);
+        }
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        Usage::new(self.prompt, self.cached, self.completion)
+        self.usage_with(self.completion)
+    }
+
+    fn usage_with(&self, completion: u32) -> Usage {
+        Usage::new(self.prompt, self.cached.iter().flatten().sum(), completion)
     }
 }
 
@@ -85,8 +99,7 @@ impl Chunks {
             }
             EventKind::Finished(finished) => {
                 *running = 0;
-                self.tally.completion += finished.completion_tokens;
-                self.tally.cached += finished.cached_tokens;
+                self.tally.finished(choice, &finished);
                 Some(M::last(&self.about, choice, finished.reason, self.along()))
             }
         }
@@ -102,7 +115,7 @@ impl Chunks {
         let delivery = self.about.delivery;
         if delivery.include_usage && delivery.continuous_usage {
             let completion = self.tally.completion + self.running.iter().sum::<u32>();
-            return UsageField::Counts(Usage::new(self.tally.prompt, self.tally.cached, completion));
+            return UsageField::Counts(self.tally.usage_with(completion));
         }
         if delivery.include_usage { UsageField::Null } else { UsageField::Absent }
     }
@@ -134,8 +147,7 @@ impl Whole {
             }
             EventKind::Finished(finished) => {
                 *reason = Some(finished.reason);
-                self.tally.completion += finished.completion_tokens;
-                self.tally.cached += finished.cached_tokens;
+                self.tally.finished(choice, &finished);
             }
         }
     }

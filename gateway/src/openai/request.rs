@@ -5,7 +5,9 @@ use tokio::time::Instant;
 
 use super::fields::{Fields, wrong};
 use crate::RequestError;
-use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest, ShapingRequest};
+use crate::request::{
+    FieldNames, GenerationRequest, Input, SamplingRequest, SchedulingRequest, ShapingRequest,
+};
 
 /// Known to clients of OpenAI, `vLLM` and `SGLang`, not served here; each with the values that ask for nothing.
 const UNSERVED: &[(&str, &[&str])] = &[
@@ -40,7 +42,6 @@ const UNSERVED: &[(&str, &[&str])] = &[
     ("suffix", &["\"\""]),
     ("best_of", &["1"]),
     ("truncate_prompt_tokens", &[]),
-    ("priority", &["0"]),
 ];
 
 /// -1 is all, as `vLLM` has it.
@@ -51,6 +52,13 @@ fn top_k(value: Option<Value>) -> Result<u64, RequestError> {
         Some(top_k) if top_k >= 0 => Ok(top_k.cast_unsigned()),
         _ => Err(wrong("top_k", "a whole number of at least -1", &value)),
     }
+}
+
+/// The lower the sooner, as `vLLM` has it.
+fn priority(value: Option<Value>) -> Result<i32, RequestError> {
+    let Some(value) = value else { return Ok(0) };
+    let priority = value.as_i64().and_then(|priority| i32::try_from(priority).ok());
+    priority.map(i32::saturating_neg).ok_or_else(|| wrong("priority", "a whole number of 32 bits", &value))
 }
 
 /// Token ids as JSON has them for keys: strings.
@@ -138,6 +146,10 @@ pub(crate) fn parse(
             min_tokens: fields.count("min_tokens")?.unwrap_or(0),
         },
     };
+    let scheduling = SchedulingRequest {
+        priority: priority(fields.take("priority"))?,
+        cache_salt: fields.string("cache_salt")?.unwrap_or_default(),
+    };
     let stream = fields.bool("stream")?;
     let mut delivery =
         Delivery { stream, token_ids: fields.bool("return_token_ids")?, ..Delivery::default() };
@@ -160,6 +172,6 @@ pub(crate) fn parse(
     }
     fields.refuse(UNSERVED)?;
     let ignored = fields.rest().take(MAX_IGNORED).map(cut).collect();
-    let request = GenerationRequest { model, inputs, n, sampling, request_id, deadline, names };
+    let request = GenerationRequest { model, inputs, n, sampling, scheduling, request_id, deadline, names };
     Ok(Parsed { request, delivery, ignored })
 }

@@ -64,7 +64,7 @@ async fn what_runs_shows() {
     let busy = async {
         soon(async { while report(&fleet.running).await.gangs[0].running == 0 {} }).await;
         let found = report(&fleet.running).await;
-        assert_eq!((found.in_flight, found.gangs[0].kv_blocks_used), (1, 12));
+        assert_eq!((found.in_flight, found.gangs[0].kv_blocks_used), (1, 10));
         fleet.controls[0].open();
     };
     let ((), answer) = tokio::join!(busy, fleet.running.post("/v1/completions", &request));

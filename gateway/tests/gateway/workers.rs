@@ -241,3 +241,57 @@ async fn a_gang_that_fails_within_a_stream_is_an_error_in_the_stream() {
     assert!(events.last().unwrap().contains("out of luck"), "{events:?}");
     assert!(!events.contains(&"[DONE]".to_owned()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_says_what_was_cached() {
+    for roles in [&[Role::Unified][..], &[Role::Prefill, Role::Decode]] {
+        let fleet = fake(roles).await;
+        let prompt: Vec<u32> = (0..200).map(|token| token % 90).collect();
+        let cached = async |more: Value| {
+            let mut body = json!({"model": "tiny", "prompt": prompt, "max_tokens": 3, "ignore_eos": true});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let usage = fleet.running.post(COMPLETIONS, &body).await.json()["usage"].clone();
+            assert_eq!(usage["prompt_tokens"], 200);
+            usage["prompt_tokens_details"]["cached_tokens"].clone()
+        };
+        assert_eq!(cached(json!({"n": 3})).await, 0, "one of the choices computed all of it");
+        assert_eq!(cached(json!({})).await, 192);
+        assert_eq!(cached(json!({"stop": "a"})).await, 192);
+        assert_eq!(cached(json!({"cache_salt": "mine", "priority": -3})).await, 0);
+        assert_eq!(cached(json!({"cache_salt": "mine", "n": 2})).await, 192);
+
+        let mut client = fleet.running.grpc().await;
+        let input =
+            herd_proto::v1::generate_request::Input::Tokens(herd_proto::v1::TokenIds { ids: prompt.clone() });
+        for (cache_salt, expected) in [("", 192), ("yours", 0)] {
+            let request = herd_proto::v1::GenerateRequest {
+                input: Some(input.clone()),
+                sampling: Some(herd_proto::v1::Sampling { max_tokens: Some(3), ..Default::default() }),
+                cache_salt: cache_salt.to_owned(),
+                priority: 3,
+                ..grpc::text("")
+            };
+            let mut stream = client.generate(request).await.unwrap().into_inner();
+            let mut usage = None;
+            while let Some(event) = stream.message().await.unwrap() {
+                if let Some(herd_proto::v1::generate_event::Event::Finished(finished)) = event.event {
+                    usage = finished.usage;
+                }
+            }
+            assert_eq!(usage.unwrap().cached_tokens, expected);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_salt_that_is_too_long_and_a_priority_that_is_none_are_refused() {
+    let fleet = fake(&[Role::Unified]).await;
+    for (field, value) in
+        [("cache_salt", json!("x".repeat(257))), ("priority", json!(0.5)), ("priority", json!(1_u64 << 40))]
+    {
+        let mut body = json!({"model": "tiny", "prompt": "x"});
+        body[field] = value;
+        let (_, message) = fleet.running.post(COMPLETIONS, &body).await.refusal(400);
+        assert!(message.starts_with(field), "{message}");
+    }
+}

@@ -115,6 +115,7 @@ impl Follower {
             model_digest: model.digest.clone(),
             kv_fingerprint: model.kv_fingerprint.clone(),
             kv_blocks: model.kv_blocks as u32,
+            host_blocks: model.host_blocks as u32,
             endpoint,
             kv_endpoints,
         };

@@ -23,6 +23,7 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Candidate {
     pub(super) ranks: Range<usize>,
     pub(super) kv_blocks: usize,
+    pub(super) host_blocks: usize,
     pub(super) endpoint: String,
     pub(super) kv_endpoints: Vec<String>,
     pub(super) plans: mpsc::Sender<wire::Plan>,
@@ -110,11 +111,13 @@ impl Rank for RankService {
             return Err(Status::invalid_argument("the first report is not a hello"));
         };
         self.expected.check(&hello)?;
-        let wire::Hello { first_rank, ranks: count, kv_blocks, endpoint, kv_endpoints, .. } = hello;
+        let wire::Hello { first_rank, ranks: count, kv_blocks, host_blocks, endpoint, kv_endpoints, .. } =
+            hello;
         let (sender, mut plans) = mpsc::channel(MESSAGES);
         let candidate = Candidate {
             ranks: span(first_rank, count),
             kv_blocks: kv_blocks as usize,
+            host_blocks: host_blocks as usize,
             endpoint,
             kv_endpoints,
             plans: sender,
@@ -152,6 +155,7 @@ mod tests {
             model_digest: "d".to_owned(),
             kv_fingerprint: "f".to_owned(),
             kv_blocks: 1,
+            host_blocks: 0,
             endpoint: "h:1".to_owned(),
             kv_endpoints: vec!["h:2".to_owned(), "h:3".to_owned()],
         };

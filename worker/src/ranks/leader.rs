@@ -108,20 +108,28 @@ impl Leader {
         let own = 0..self.ranks_per_pod;
         let mut members = vec![Member { ranks: own.clone(), endpoint: self.endpoint.clone() }];
         let mut kv_endpoints = self.kv_endpoints.clone();
-        let mut kv_blocks = self.model.kv_blocks;
+        let (mut kv_blocks, mut host_blocks) = (self.model.kv_blocks, self.model.host_blocks);
         let (mut outboxes, mut reports) = (Vec::new(), Vec::new());
-        for Candidate { ranks, kv_blocks: blocks, endpoint, kv_endpoints: theirs, plans, reports: stream } in
-            candidates
-        {
+        for candidate in candidates {
+            let Candidate {
+                ranks,
+                kv_blocks: blocks,
+                host_blocks: slots,
+                endpoint,
+                kv_endpoints: theirs,
+                plans,
+                reports: stream,
+            } = candidate;
             // In the order of ranks.
             kv_endpoints.extend(theirs);
             kv_blocks = kv_blocks.min(blocks);
+            host_blocks = host_blocks.min(slots);
             reports.push((ranks.start, stream));
             members.push(Member { ranks: ranks.clone(), endpoint });
             outboxes.push(Outbox { ranks, plans });
         }
         let followers = Arc::new(Followers::new(outboxes));
-        let model = Model { kv_blocks, ..self.model.clone() };
+        let model = Model { kv_blocks, host_blocks, ..self.model.clone() };
         let max_values = max_values(&model.config, &model.shards, self.limits.max_step_tokens);
         let connected = watch::Sender::new(0);
         let mut listening = JoinSet::new();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use herd_proto::internal::v1 as wire;
-use herd_scheduler::{BlockId, LogitRows, SequenceId, StepEntry, StepPlan};
+use herd_scheduler::{BlockId, LogitRows, Move, SequenceId, StepEntry, StepPlan};
 
 /// Block tables of the step before.
 type Tables = HashMap<SequenceId, Arc<[BlockId]>>;
@@ -56,7 +56,9 @@ impl Encoder {
                 logits: logits.into(),
             }
         });
-        let step = wire::Step { number: self.steps, entries: entries.collect() };
+        let moves =
+            plan.moves.iter().map(|&Move { from, to, rows }| wire::Move { from, to, rows: rows as u32 });
+        let step = wire::Step { number: self.steps, moves: moves.collect(), entries: entries.collect() };
         self.steps += 1;
         self.tables = tables;
         step
@@ -65,7 +67,7 @@ impl Encoder {
 
 impl Decoder {
     pub(super) fn decode(&mut self, step: wire::Step) -> Result<StepPlan, PlanError> {
-        let wire::Step { number, entries } = step;
+        let wire::Step { number, moves, entries } = step;
         if number != self.steps {
             return Err(PlanError::Order { given: number, expected: self.steps });
         }
@@ -91,7 +93,9 @@ impl Decoder {
         let entries = entries.collect::<Result<_, _>>()?;
         self.steps += 1;
         self.tables = tables;
-        Ok(StepPlan { entries })
+        let moves =
+            moves.into_iter().map(|wire::Move { from, to, rows }| Move { from, to, rows: rows as usize });
+        Ok(StepPlan { moves: moves.collect(), entries })
     }
 }
 
@@ -117,10 +121,13 @@ mod tests {
 
     /// At most one entry a sequence, as the scheduler has it.
     fn any_plan() -> impl Strategy<Value = StepPlan> {
-        prop::collection::vec(any_entry(), 0..4).prop_map(|mut entries| {
+        let moves = (any::<u32>(), any::<u32>(), 0..65_usize);
+        let moves = moves.prop_map(|(from, to, rows)| Move { from, to, rows });
+        let moves = prop::collection::vec(moves, 0..3);
+        (moves, prop::collection::vec(any_entry(), 0..4)).prop_map(|(moves, mut entries)| {
             entries.sort_by_key(|entry| entry.sequence);
             entries.dedup_by_key(|entry| entry.sequence);
-            StepPlan { entries }
+            StepPlan { moves, entries }
         })
     }
 
@@ -142,7 +149,7 @@ mod tests {
             blocks: blocks.into(),
             logits: LogitRows::Last,
         };
-        StepPlan { entries: vec![entry] }
+        StepPlan { moves: Vec::new(), entries: vec![entry] }
     }
 
     #[test]

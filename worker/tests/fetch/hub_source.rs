@@ -109,7 +109,8 @@ async fn a_stage_opens_with_outlines_of_what_it_does_not_need() {
     assert!(second.blocks() * 512 < 1 << 20, "{} blocks", second.blocks());
     let load = |rank| {
         let parallelism = Parallelism { tensor: 1, pipeline: 2 };
-        let options = LoadOptions { parallelism, dtype: Bf16, kv_blocks: 1, threads: 1, isa: Isa::detect() };
+        let isa = Isa::detect();
+        let options = LoadOptions { parallelism, dtype: Bf16, kv_blocks: 1, host_blocks: 0, threads: 1, isa };
         CpuRanks::load(&model, &options, rank..rank + 1)
     };
     load(0).unwrap();

@@ -112,7 +112,7 @@ async fn reply(stream: &mut TcpStream) -> Option<Reply> {
 #[tokio::test]
 async fn a_lease_that_nobody_renews_ends() {
     let scene = scene(|options| options.lease = Duration::ZERO).await;
-    scene.call.send(Event::Started(Started {})).await;
+    scene.call.send(Event::Started(Started::default())).await;
     scene.reserve().await;
     let (hello, renew, mut client) = (scene.hello().await, scene.call.renew(), scene.decode.client.clone());
     let address = scene.decode.worker.kv()[0];

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 
 mod binary;
+mod cache;
 mod cpu;
 mod cuda;
 mod descriptors;

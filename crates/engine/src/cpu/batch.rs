@@ -5,11 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use herd_model::{BLOCK_TOKENS, ModelConfig};
-use herd_scheduler::{BlockId, LogitRows, StepEntry, StepPlan};
+use herd_scheduler::{BlockId, LogitRows, Move, StepEntry, StepPlan};
 
 /// The tokens of a step, in rows.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    /// To be done before the rows are computed.
+    pub(crate) moves: Vec<Move>,
     pub(crate) tokens: Vec<u32>,
     pub(crate) spans: Vec<Span>,
     /// The same rows, cut by the blocks they are written to.
@@ -56,14 +58,22 @@ impl Span {
 }
 
 impl Batch {
-    /// Lays out a plan, or says what of it does not fit this model and its cache.
+    /// Lays out a plan, or says what of it does not fit this model and its cache of `kv_blocks` and, for moves, `host_blocks`.
     pub(crate) fn new(
         plan: &StepPlan,
         config: &ModelConfig,
         inverse_frequencies: &[f32],
-        kv_blocks: usize,
+        (kv_blocks, host_blocks): (usize, usize),
     ) -> Result<Self, String> {
+        let StepPlan { moves, entries } = plan;
+        for Move { from, to, rows } in moves {
+            let there = |block: BlockId| (block as usize) < kv_blocks + host_blocks;
+            if !there(*from) || !there(*to) || from == to || !(1..=BLOCK_TOKENS).contains(rows) {
+                return Err(format!("{rows} rows cannot be moved from block {from} to block {to}"));
+            }
+        }
         let mut batch = Self {
+            moves: moves.clone(),
             tokens: vec![],
             spans: vec![],
             pieces: vec![],
@@ -72,8 +82,14 @@ impl Batch {
             sin: vec![],
         };
         let mut sequences = HashSet::new();
-        let mut written = HashSet::new();
-        for StepEntry { sequence, tokens, start, blocks, logits } in &plan.entries {
+        // In how many tables each block is.
+        let mut tables = vec![0_u8; kv_blocks];
+        for block in entries.iter().flat_map(|entry| entry.blocks.iter()) {
+            if let Some(count) = tables.get_mut(*block as usize) {
+                *count = count.saturating_add(1);
+            }
+        }
+        for StepEntry { sequence, tokens, start, blocks, logits } in entries {
             let refuse = |problem: String| Err(format!("sequence {}: {problem}", sequence.0));
             let end = start.saturating_add(tokens.len());
             if !sequences.insert(sequence) {
@@ -98,9 +114,9 @@ impl Batch {
             }
             if let Some(block) = blocks[start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)]
                 .iter()
-                .find(|&&block| !written.insert(block))
+                .find(|&&block| tables.get(block as usize) != Some(&1))
             {
-                return refuse(format!("block {block} would be written twice"));
+                return refuse(format!("block {block} would be written, and is in another table"));
             }
             let rows = batch.tokens.len()..batch.tokens.len() + tokens.len();
             batch.logit_rows.extend(match logits {
@@ -142,7 +158,7 @@ impl Batch {
     }
 
     fn part(&self, part: Range<usize>, half: usize) -> Self {
-        let Self { tokens, spans, pieces: _, logit_rows, cos, sin } = self;
+        let Self { moves, tokens, spans, pieces: _, logit_rows, cos, sin } = self;
         let angles = part.start * half..part.end * half;
         let spans = spans.iter().filter_map(|Span { rows, start, blocks }| {
             let own = rows.start.max(part.start)..rows.end.min(part.end);
@@ -154,6 +170,7 @@ impl Batch {
         });
         let spans: Vec<_> = spans.collect();
         Self {
+            moves: if part.start == 0 { moves.clone() } else { Vec::new() },
             tokens: tokens[part.clone()].to_vec(),
             pieces: spans.iter().flat_map(Span::pieces).collect(),
             spans,

@@ -35,6 +35,8 @@ pub struct LoadOptions {
     pub dtype: Dtype,
     /// Blocks of KV each rank has.
     pub kv_blocks: usize,
+    /// Blocks of KV each rank has room for beside those, for preempted sequences.
+    pub host_blocks: usize,
     /// Threads that compute, over all ranks; each rank has at least one.
     pub threads: usize,
     /// Instructions that compute.
@@ -54,6 +56,8 @@ pub struct ModelInfo {
     pub kv_fingerprint: String,
     /// Blocks of KV each rank has.
     pub kv_blocks: usize,
+    /// Slots of the host pool of each rank.
+    pub host_blocks: usize,
     /// Bytes of packed weights, by rank of those that are here.
     pub weight_bytes_per_rank: Vec<u64>,
 }
@@ -156,14 +160,15 @@ impl CpuModel {
 impl CpuRanks {
     /// Loads the ranks `local` of a checkpoint: each reads its own slices.
     pub fn load(dir: &Path, options: &LoadOptions, local: Range<usize>) -> Result<Self, LoadError> {
-        let &LoadOptions { parallelism, dtype, kv_blocks, threads, isa } = options;
+        let &LoadOptions { parallelism, dtype, kv_blocks, host_blocks, threads, isa } = options;
         let checkpoint = Checkpoint::open(dir)?;
         let config = checkpoint.config().clone();
         let shards = ShardPlan::new(&config, parallelism)?;
         let bytes_per_block = config.kv_bytes_per_token(dtype.bytes()) * herd_model::BLOCK_TOKENS;
+        let all_blocks = kv_blocks.saturating_add(host_blocks);
         if kv_blocks == 0
-            || kv_blocks > u32::MAX as usize
-            || kv_blocks > (isize::MAX as usize) / bytes_per_block
+            || all_blocks > u32::MAX as usize
+            || all_blocks > (isize::MAX as usize) / bytes_per_block
         {
             let problem = "there has to be at least one block, and all of them have to fit an address space";
             return Err(LoadError::Option { option: "kv_blocks", value: kv_blocks, problem });
@@ -190,7 +195,8 @@ impl CpuRanks {
                     let counts = shard.tensor_rank == counting;
                     let clipped = if counts { clipped.clone() } else { RowsClipped::default() };
                     scope.spawn(move || {
-                        let load = || Rank::load(checkpoint, shard, numerics, kv_blocks, clipped);
+                        let blocks = (kv_blocks, host_blocks);
+                        let load = || Rank::load(checkpoint, shard, numerics, blocks, clipped);
                         let pool = pool(shard.rank, threads_per_rank)?;
                         Ok::<_, LoadError>(pool.map_or_else(load.clone(), |pool| pool.install(load))?)
                     })
@@ -212,6 +218,7 @@ impl CpuRanks {
                 shards,
                 digest,
                 kv_blocks,
+                host_blocks,
                 weight_bytes_per_rank: ranks.iter().map(|rank| rank.weights.bytes() as u64).collect(),
             },
             threads_per_rank,
@@ -255,7 +262,7 @@ impl Rank {
         checkpoint: &Checkpoint,
         shard: &RankShard,
         numerics: Numerics,
-        kv_blocks: usize,
+        (kv_blocks, host_blocks): (usize, usize),
         clipped: RowsClipped,
     ) -> Result<Self, CheckpointError> {
         let config = checkpoint.config().clone();
@@ -263,6 +270,7 @@ impl Rank {
         let weights = Loader { checkpoint, shard: &shard, clipped: &clipped }.weights()?;
         let layout = PageLayout {
             blocks: kv_blocks,
+            host_blocks,
             layers: shard.layers.clone(),
             heads: shard.kv_heads.clone(),
             head_dim: config.head_dim,
@@ -345,7 +353,8 @@ impl RunningRanks {
         if let Some((rank, message)) = self.failed.clone() {
             return Err(ExecutorError::RankStopped { rank, message });
         }
-        let batch = Batch::new(plan, &self.info.config, &self.inverse_frequencies, self.info.kv_blocks)
+        let blocks = (self.info.kv_blocks, self.info.host_blocks);
+        let batch = Batch::new(plan, &self.info.config, &self.inverse_frequencies, blocks)
             .map_err(ExecutorError::BadPlan)?;
         if batch.rows() == 0 {
             return Ok(Vec::new());

@@ -95,6 +95,8 @@ impl KvElement for u16 {
 #[derive(Clone, Debug)]
 pub(crate) struct PageLayout {
     pub(crate) blocks: usize,
+    /// Slots of the host pool, numbered after the blocks. This rank's memory is the host's: they are no different.
+    pub(crate) host_blocks: usize,
     /// Absolute, as everywhere here.
     pub(crate) layers: Range<usize>,
     /// Absolute KV heads.
@@ -158,9 +160,7 @@ impl<T: KvElement> SlabMut<'_, T> {
     pub(crate) fn put(&mut self, token: usize, keys: &[f32], values: &[f32]) {
         let PageLayout { heads, head_dim, .. } = self.layout;
         if token == 0 {
-            // Numbers that nobody attends to are multiplied by zero, and so have to be numbers.
-            let from = heads.len() * self.layout.head();
-            self.slab[from..].fill(T::default());
+            self.forget(0);
         }
         for (head, row) in keys.chunks_exact(*head_dim).enumerate() {
             let pairs = self.head(head);
@@ -176,6 +176,21 @@ impl<T: KvElement> SlabMut<'_, T> {
                 let (at, place) = value_place::<T>(number, token, panels);
                 pairs[at][place] = T::encode(*value);
             }
+        }
+    }
+
+    /// Makes the values of tokens from this one on zero: they are multiplied by zero as long as nobody attends to them, and
+    /// so have to be numbers.
+    fn forget(&mut self, token: usize) {
+        let PageLayout { heads, head_dim, .. } = self.layout;
+        let panels = padded(*head_dim) / LANES;
+        for head in heads.len()..2 * heads.len() {
+            let pairs = self.head(head);
+            let whole = token.div_ceil(2) * panels;
+            for pair in &mut pairs[token / 2 * panels..whole] {
+                (0..LANES).for_each(|lane| pair[T::place(lane, 1)] = T::default());
+            }
+            pairs[whole..].as_flattened_mut().fill(T::default());
         }
     }
 
@@ -201,7 +216,8 @@ fn value_place<T: Stored>(number: usize, token: usize, panels: usize) -> (usize,
 impl<T: KvElement> Pages<T> {
     pub(crate) fn new(layout: PageLayout) -> Self {
         let numbers = 2 * layout.heads.len() * layout.head();
-        let slabs = (0..layout.blocks * layout.layers.len()).map(|_| RwLock::new(Aligned::new(numbers)));
+        let slabs = (layout.blocks + layout.host_blocks) * layout.layers.len();
+        let slabs = (0..slabs).map(|_| RwLock::new(Aligned::new(numbers)));
         Self { slabs: slabs.collect(), layout }
     }
 
@@ -215,6 +231,17 @@ impl<T: KvElement> Pages<T> {
     pub(crate) fn slab_mut(&self, block: u32, layer: usize) -> SlabMut<'_, T> {
         let slab = self.lock(block, layer).write().unwrap_or_else(PoisonError::into_inner);
         SlabMut { slab, layout: &self.layout }
+    }
+
+    /// Copies rows `0..tokens` of all layers and heads from one block or slot of the host pool to another one, which keeps
+    /// nothing of what it had.
+    pub(crate) fn copy_rows(&self, from: u32, to: u32, tokens: usize) {
+        for layer in self.layout.layers.clone() {
+            let source = self.slab(from, layer);
+            let mut target = self.slab_mut(to, layer);
+            target.slab.copy_from_slice(&source.slab);
+            target.forget(tokens);
+        }
     }
 
     fn lock(&self, block: u32, layer: usize) -> &RwLock<Aligned<T>> {
@@ -298,7 +325,7 @@ impl<T: KvElement> KvStore for Pages<T> {
         for (head, values) in self.sides(heads) {
             let pairs = slab.head(head);
             if values {
-                // As `SlabMut::put`: what lies beyond these tokens is of no earlier sequence.
+                // What lies beyond these tokens is of no earlier sequence: see `SlabMut::forget`.
                 pairs[tokens / 2 * panels..].as_flattened_mut().fill(T::default());
             }
             for token in 0..tokens {
@@ -323,7 +350,7 @@ mod tests {
     use super::*;
 
     fn pages() -> Pages<f32> {
-        Pages::new(PageLayout { blocks: 3, layers: 4..6, heads: 2..4, head_dim: 2 })
+        Pages::new(PageLayout { blocks: 3, host_blocks: 1, layers: 4..6, heads: 2..4, head_dim: 2 })
     }
 
     #[test]
@@ -340,6 +367,30 @@ mod tests {
         assert_eq!(pages.read(2, 5, 3..4, 2), Ok(slab));
         assert!(pages.read(2, 5, 2..3, 64).unwrap().bytes.iter().all(|&byte| byte == 0));
         assert!(pages.read(2, 4, 2..4, 64).unwrap().bytes.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn rows_are_copied_in_all_layers_and_values_no_further_than_asked_for() {
+        let pages = pages();
+        for (block, layer, token) in [(0, 4, 0), (0, 5, 1), (0, 5, 2), (2, 5, 1), (2, 5, 2)] {
+            let value = (10 * block + layer + token) as f32;
+            pages.slab_mut(block as u32, layer).put(token, &[value; 4], &[-value; 4]);
+        }
+        for rows in [1, 2] {
+            // Through the host pool.
+            pages.copy_rows(0, 3, 64);
+            pages.copy_rows(3, 2, rows);
+            let source = pages.read(0, 5, 2..4, 3).unwrap();
+            let target = pages.read(2, 5, 2..4, 3).unwrap();
+            for (row, (target, source)) in target.bytes.chunks(8).zip(source.bytes.chunks(8)).enumerate() {
+                // Keys of two heads, then their values.
+                match row % 3 < rows {
+                    true => assert_eq!(target, source, "row {row}"),
+                    false => assert!(row < 6 || target.iter().all(|byte| *byte == 0), "row {row}"),
+                }
+            }
+            assert_eq!(pages.read(2, 4, 2..4, 1), pages.read(0, 4, 2..4, 1));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use herd_model::{BLOCK_TOKENS, ModelConfig, RankShard};
+use herd_scheduler::Move;
 use rayon::prelude::*;
 
 use super::attention::Queries;
@@ -108,6 +109,7 @@ impl Rank {
     ) -> Result<Vec<f32>, CollectiveError> {
         let mut logits = Vec::new();
         for batch in batches {
+            self.make(&batch.moves);
             let mut hidden = match self.shard.stage {
                 0 => self.embed(&batch.tokens, group)?,
                 _ => self.taken(batch, group)?,
@@ -121,6 +123,16 @@ impl Rank {
             }
         }
         Ok(logits)
+    }
+
+    /// Moves KV between blocks, in order.
+    fn make(&self, moves: &[Move]) {
+        for &Move { from, to, rows } in moves {
+            match &self.kv {
+                Kv::F32(pages) => pages.copy_rows(from, to, rows),
+                Kv::Bf16(pages) => pages.copy_rows(from, to, rows),
+            }
+        }
     }
 
     /// The residual stream as the stage before has left it.

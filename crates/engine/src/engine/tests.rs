@@ -19,6 +19,8 @@ const LIMITS: Limits = Limits {
     max_step_tokens: 16,
     max_sequences: 8,
     max_waiting: 32,
+    prefix_cache: true,
+    host_blocks: 0,
 };
 
 fn options() -> FakeOptions {
@@ -30,7 +32,11 @@ fn start(limits: Limits) -> (Engine, FakeControl) {
 }
 
 fn start_with(options: FakeOptions, limits: Limits) -> (Engine, FakeControl) {
-    let model = FakeModel::new(FakeOptions { kv_blocks: limits.kv_blocks, ..options });
+    let model = FakeModel::new(FakeOptions {
+        kv_blocks: limits.kv_blocks,
+        host_blocks: limits.host_blocks,
+        ..options
+    });
     let control = model.control();
     (Engine::start(Box::new(model), limits), control)
 }
@@ -100,8 +106,8 @@ async fn idle(engine: &Engine) {
 async fn events_come_in_order() {
     let (engine, _control) = start(LIMITS);
     let mut sequence = engine.generate(prompt(20, 0), greedy(2)).unwrap();
-    let Event::Started { blocks } = next(&mut sequence).await else { panic!("not started first") };
-    assert_eq!(blocks.len(), 3, "22 positions in blocks of 8");
+    let Event::Started { blocks, cached: 0 } = next(&mut sequence).await else { panic!("not started first") };
+    assert_eq!(blocks.len(), 3, "20 positions in blocks of 8");
     assert_eq!(next(&mut sequence).await, Event::Computed { computed: 16 });
     assert_eq!(next(&mut sequence).await, Event::Computed { computed: 20 });
     for position in 0..2 {
@@ -111,7 +117,7 @@ async fn events_come_in_order() {
     assert_eq!(next(&mut sequence).await, Event::Finished(FinishReason::Length));
     assert_eq!(*engine.load().borrow(), Load::default(), "who hears of the end finds the blocks free");
     assert_eq!(within(sequence.next()).await, None);
-    let counters = Counters { steps: 3, prompt_tokens: 20, output_tokens: 2, prefill_recomputed_tokens: 0 };
+    let counters = Counters { steps: 3, prompt_tokens: 20, output_tokens: 2, ..Counters::default() };
     assert_eq!(engine.counters(), counters);
 }
 
@@ -257,7 +263,7 @@ async fn together(limits: Limits, order: &[usize]) -> Vec<Vec<SampledToken>> {
 }
 
 async fn alone() -> Vec<Vec<SampledToken>> {
-    let (engine, _control) = start(Limits { max_step_tokens: 512, ..LIMITS });
+    let (engine, _control) = start(Limits { max_step_tokens: 512, prefix_cache: false, ..LIMITS });
     let mut alone = Vec::new();
     for (prompt, sampling) in requests() {
         let mut sequence = engine.generate(prompt, sampling).unwrap();
@@ -292,14 +298,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn neither_batching_nor_chunking_nor_order_changes_a_token(
+    fn nothing_that_shares_or_moves_the_cache_changes_a_token(
         max_step_tokens in 1..80_usize,
         max_sequences in 1..10_usize,
         kv_blocks in 12..64_usize,
+        prefix_cache in any::<bool>(),
+        host_blocks in prop_oneof![Just(0_usize), 1..20_usize],
         order in Just((0..14).collect::<Vec<usize>>()).prop_shuffle(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let limits = Limits { max_step_tokens, max_sequences, kv_blocks, ..LIMITS };
+        let limits =
+            Limits { max_step_tokens, max_sequences, kv_blocks, prefix_cache, host_blocks, ..LIMITS };
         let (alone, together) = runtime.block_on(async { (alone().await, together(limits, &order).await) });
         prop_assert_eq!(alone, together);
     }
@@ -328,7 +337,8 @@ async fn a_reader_that_sleeps_holds_up_nothing_and_misses_nothing() {
 /// One event a step of one prompt token is the most a sequence can emit.
 #[tokio::test]
 async fn the_channel_has_room_for_every_event() {
-    let (engine, _control) = start(Limits { max_step_tokens: 1, max_sequences: 1, ..LIMITS });
+    let (engine, _control) =
+        start(Limits { max_step_tokens: 1, max_sequences: 1, prefix_cache: false, ..LIMITS });
     let mut generated = engine.generate(prompt(30, 0), greedy(20)).unwrap();
     idle(&engine).await;
     assert_eq!(events(&mut generated).await.len(), 1 + 30 + 20 + 1);

@@ -33,23 +33,44 @@ pub(super) struct FakeCache {
     layers: usize,
     row_bytes: usize,
     block_tokens: usize,
+    /// Those that are blocks; the host pool comes after them.
+    kv_blocks: usize,
     /// Each `[layers, 2, heads, block_tokens, row_bytes]`.
     blocks: Vec<Mutex<Vec<u8>>>,
 }
 
 impl FakeCache {
     pub(super) fn new(options: &FakeOptions, rank: usize) -> Self {
-        let &FakeOptions { tensor, layers, kv_heads, row_bytes, kv_blocks, block_tokens, .. } = options;
+        let &FakeOptions {
+            tensor, layers, kv_heads, row_bytes, kv_blocks, host_blocks, block_tokens, ..
+        } = options;
         let heads = rank * kv_heads / tensor..((rank + 1) * kv_heads).div_ceil(tensor);
         let bytes = layers * 2 * heads.len() * block_tokens * row_bytes;
-        let blocks = (0..kv_blocks).map(|_| Mutex::new(vec![0; bytes])).collect();
-        Self { heads, layers, row_bytes, block_tokens, blocks }
+        let blocks = (0..kv_blocks + host_blocks).map(|_| Mutex::new(vec![0; bytes])).collect();
+        Self { heads, layers, row_bytes, block_tokens, kv_blocks, blocks }
     }
 
     fn block(&self, block: u32) -> Result<MutexGuard<'_, Vec<u8>>, KvError> {
-        let blocks = self.blocks.len() as u32;
-        let held = self.blocks.get(block as usize).ok_or(KvError::NoSuchBlock { block, blocks })?;
+        let blocks = self.kv_blocks as u32;
+        let held = self.blocks.get(block as usize).filter(|_| block < blocks);
+        let held = held.ok_or(KvError::NoSuchBlock { block, blocks })?;
         Ok(held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Copies rows `0..rows` of everything from one block or slot of the host pool to another.
+    pub(super) fn copy_rows(&self, from: u32, to: u32, rows: usize) {
+        let block = |block: u32| self.blocks.get(block as usize);
+        let (Some(from), Some(to)) = (block(from), block(to)) else { return };
+        let from = from.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut to = to.lock().unwrap_or_else(PoisonError::into_inner);
+        for layer in 0..self.layers {
+            for part in 0..2 {
+                for head in self.heads.clone() {
+                    let rows = self.rows(layer, part, head, 0..rows);
+                    to[rows.clone()].copy_from_slice(&from[rows]);
+                }
+            }
+        }
     }
 
     /// Where rows `0..tokens` of one head lie in a block; `part` is 0 for keys, 1 for values. `head` is absolute.

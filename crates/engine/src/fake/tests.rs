@@ -1,4 +1,4 @@
-use herd_scheduler::SequenceId;
+use herd_scheduler::{Move, SequenceId};
 
 use super::*;
 use crate::KvError;
@@ -12,7 +12,7 @@ fn entry(tokens: &[u32], start: usize, blocks: &[u32], logits: LogitRows) -> Ste
 }
 
 fn run(model: &mut FakeModel, entries: Vec<StepEntry>) -> Vec<f32> {
-    model.step(&StepPlan { entries }).unwrap().logits
+    model.step(&StepPlan { moves: vec![], entries }).unwrap().logits
 }
 
 const PROMPT: [u32; 6] = [3, 1, 4, 1, 5, 9];
@@ -63,6 +63,32 @@ fn one_flipped_bit_changes_the_logits() {
 }
 
 #[test]
+fn rows_that_were_moved_are_as_good_as_those_that_were_computed() {
+    for tensor in [1, 8] {
+        let mut model = FakeModel::new(FakeOptions { host_blocks: 2, ..options(tensor) });
+        run(&mut model, vec![entry(&PROMPT, 0, &[0, 1], LogitRows::None)]);
+        let step = |model: &mut FakeModel, moves: &[(u32, u32, usize)], blocks: &[u32]| {
+            let moves = moves.iter().map(|&(from, to, rows)| Move { from, to, rows }).collect();
+            let entries = vec![entry(&[2], 6, blocks, LogitRows::Last)];
+            model
+                .step(&StepPlan { moves, entries })
+                .map(|output| output.logits)
+                .map_err(|error| error.to_string())
+        };
+        let whole = step(&mut model, &[], &[0, 1]).unwrap();
+        // One after the other, through the host pool; the rows after those that are moved do not matter.
+        assert_eq!(step(&mut model, &[(1, 9, 2), (9, 5, 2)], &[0, 5]).unwrap(), whole);
+        assert_ne!(step(&mut model, &[(1, 6, 1)], &[0, 6]).unwrap(), whole);
+        for wrong in [(0, 10, 1), (10, 0, 1), (3, 3, 1), (0, 3, 0), (0, 3, 5)] {
+            assert!(
+                step(&mut model, &[wrong], &[0, 1]).unwrap_err().contains("cannot be moved"),
+                "{wrong:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn heads_are_split_or_replicated() {
     let heads =
         |tensor| -> Vec<_> { FakeModel::new(options(tensor)).kv().iter().map(|s| s.heads()).collect() };
@@ -105,15 +131,17 @@ fn plans_that_no_scheduler_should_make_are_refused() {
     let good = entry(&[1], 0, &[0], LogitRows::Last);
     let mut other = good.clone();
     other.sequence = SequenceId(1);
+    let shares = StepEntry { sequence: SequenceId(1), ..entry(&[1], 4, &[0, 1], LogitRows::Last) };
     for entries in [
         vec![good.clone(), good.clone()],
         vec![good.clone(), other],
+        vec![good.clone(), shares],
         vec![entry(&[], 0, &[0], LogitRows::None)],
         vec![entry(&[1], 4, &[0], LogitRows::None)],
         vec![entry(&[1], 0, &[8], LogitRows::None)],
         vec![entry(&[1000], 0, &[0], LogitRows::None)],
     ] {
-        let error = model.step(&StepPlan { entries }).unwrap_err();
+        let error = model.step(&StepPlan { moves: vec![], entries }).unwrap_err();
         assert!(matches!(error, ExecutorError::BadPlan(_)));
     }
 }

@@ -9,5 +9,6 @@ mod batching;
 mod perplexity;
 mod reference;
 mod runner;
+mod scheduling;
 mod smollm2;
 mod tokens;

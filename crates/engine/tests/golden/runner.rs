@@ -27,7 +27,7 @@ impl Runner {
         dtype: Dtype,
         kv_blocks: usize,
     ) -> Self {
-        let options = LoadOptions { parallelism, dtype, kv_blocks, threads: 2, isa };
+        let options = LoadOptions { parallelism, dtype, kv_blocks, host_blocks: 0, threads: 2, isa };
         Self { model: CpuModel::load(folder, &options).unwrap(), kv_blocks }
     }
 
@@ -56,7 +56,7 @@ impl Runner {
     }
 
     pub(crate) fn step(&mut self, entries: Vec<StepEntry>) -> Vec<Vec<f32>> {
-        let output = self.model.step(&StepPlan { entries }).unwrap();
+        let output = self.model.step(&StepPlan { moves: vec![], entries }).unwrap();
         output.logits.chunks_exact(self.model.vocab_size()).map(<[f32]>::to_vec).collect()
     }
 }

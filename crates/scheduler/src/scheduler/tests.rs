@@ -1,9 +1,7 @@
-use std::collections::{BTreeMap, BTreeSet};
-
-use proptest::prelude::*;
-
 use super::*;
-use crate::LogitRows;
+use crate::{LogitRows, MAX_PASSED_OVER};
+
+mod model;
 
 const LIMITS: Limits = Limits {
     context_length: 64,
@@ -12,18 +10,34 @@ const LIMITS: Limits = Limits {
     max_step_tokens: 8,
     max_sequences: 4,
     max_waiting: 6,
+    prefix_cache: true,
+    host_blocks: 0,
 };
 
 fn id(number: u64) -> SequenceId {
     SequenceId(number)
 }
 
-fn generate(prompt: usize, max_tokens: usize) -> Work {
-    Work::Generate { prompt: (0..prompt as u32).collect(), max_tokens }
+/// Prompts of different salts begin differently.
+fn prompt(length: usize, salt: u32) -> Vec<u32> {
+    (0..length as u32).map(|token| 1000 * salt + token).collect()
 }
 
-fn prefill(prompt: usize) -> Work {
-    Work::Prefill { prompt: (0..prompt as u32).collect() }
+fn generate(length: usize, salt: u32, max_tokens: usize) -> Work {
+    Work::Generate { prompt: prompt(length, salt), max_tokens }
+}
+
+fn prefill(length: usize, salt: u32) -> Work {
+    Work::Prefill { prompt: prompt(length, salt) }
+}
+
+fn submit(scheduler: &mut Scheduler, number: u64, work: Work) {
+    submit_with(scheduler, number, 0, work);
+}
+
+fn submit_with(scheduler: &mut Scheduler, number: u64, priority: i32, work: Work) {
+    let scheduling = Scheduling { priority, cache_salt: String::new() };
+    scheduler.submit(id(number), work, &scheduling).unwrap();
 }
 
 fn started(planned: &Planned) -> Vec<u64> {
@@ -38,20 +52,24 @@ fn shape(step: &StepPlan) -> Vec<(u64, usize, usize)> {
 /// Runs one step in which token 7 is sampled everywhere; returns its plan.
 fn turn(scheduler: &mut Scheduler) -> Planned {
     let planned = scheduler.plan();
+    run(scheduler, &planned);
+    planned
+}
+
+fn run(scheduler: &mut Scheduler, planned: &Planned) {
     scheduler.complete(&planned.step);
     for entry in planned.step.entries.iter().filter(|entry| entry.logits == LogitRows::Last) {
         scheduler.sampled(entry.sequence, 7, false);
     }
-    planned
 }
 
 #[test]
 fn decode_tokens_come_before_prompts_and_prompts_in_order() {
     let mut scheduler = Scheduler::new(LIMITS);
-    scheduler.submit(id(1), generate(3, 4)).unwrap();
+    submit(&mut scheduler, 1, generate(3, 1, 4));
     turn(&mut scheduler);
-    scheduler.submit(id(2), generate(9, 1)).unwrap();
-    scheduler.submit(id(3), generate(5, 1)).unwrap();
+    submit(&mut scheduler, 2, generate(9, 2, 1));
+    submit(&mut scheduler, 3, generate(5, 3, 1));
     assert_eq!(shape(&turn(&mut scheduler).step), [(1, 3, 1), (2, 0, 7)]);
     let third = turn(&mut scheduler);
     assert_eq!(shape(&third.step), [(1, 4, 1), (2, 7, 2), (3, 0, 5)]);
@@ -59,15 +77,29 @@ fn decode_tokens_come_before_prompts_and_prompts_in_order() {
 }
 
 #[test]
+fn a_sequence_takes_the_blocks_of_its_prompt_and_more_as_it_generates() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    submit(&mut scheduler, 1, generate(7, 1, 6));
+    assert_eq!(turn(&mut scheduler).started[0].blocks.len(), 2);
+    let tables: Vec<_> = (0..5).map(|_| turn(&mut scheduler).step.entries[0].blocks.len()).collect();
+    assert_eq!(tables, [2, 3, 3, 3, 3], "positions 7 to 11");
+    assert_eq!(scheduler.load(), Load::default());
+}
+
+#[test]
 fn nobody_overtakes_the_head_of_the_queue() {
     let mut scheduler = Scheduler::new(LIMITS);
-    scheduler.submit(id(1), Work::Reserve { prompt_tokens: 28, max_tokens: 8 }).unwrap();
-    scheduler.submit(id(2), generate(10, 10)).unwrap();
-    scheduler.submit(id(3), generate(1, 1)).unwrap();
-    assert_eq!(started(&scheduler.plan()), [1], "9 of 12 blocks are taken; the second needs 5, the third 1");
+    submit(&mut scheduler, 1, Work::Reserve { prompt_tokens: 28, max_tokens: 8 });
+    submit(&mut scheduler, 2, generate(13, 1, 10));
+    submit(&mut scheduler, 3, generate(1, 2, 1));
+    assert_eq!(
+        started(&scheduler.plan()),
+        [1],
+        "8 of 12 blocks are taken; the second needs 4 and the first may need one more; the third needs 1"
+    );
     assert_eq!(
         scheduler.load(),
-        Load { running: 1, waiting: 2, waiting_prompt_tokens: 11, kv_blocks_used: 9 }
+        Load { running: 1, waiting: 2, waiting_prompt_tokens: 14, kv_blocks_used: 8 }
     );
     scheduler.release(id(1));
     assert_eq!(started(&scheduler.plan()), [2], "its prompt takes the whole step");
@@ -76,18 +108,19 @@ fn nobody_overtakes_the_head_of_the_queue() {
 #[test]
 fn a_reservation_needs_no_room_in_the_step() {
     let mut scheduler = Scheduler::new(LIMITS);
-    scheduler.submit(id(1), generate(20, 4)).unwrap();
-    scheduler.submit(id(2), Work::Reserve { prompt_tokens: 4, max_tokens: 4 }).unwrap();
+    submit(&mut scheduler, 1, generate(20, 1, 4));
+    submit(&mut scheduler, 2, Work::Reserve { prompt_tokens: 4, max_tokens: 4 });
     let planned = scheduler.plan();
     assert_eq!(started(&planned), [1, 2]);
+    assert_eq!(planned.started[1].blocks.len(), 2, "its prompt and one token");
     assert_eq!(shape(&planned.step), [(1, 0, 8)]);
 }
 
 #[test]
 fn held_blocks_of_a_prefill_stay_until_released_but_its_slot_is_free() {
     let mut scheduler = Scheduler::new(Limits { max_sequences: 1, ..LIMITS });
-    scheduler.submit(id(1), prefill(5)).unwrap();
-    scheduler.submit(id(2), prefill(5)).unwrap();
+    submit(&mut scheduler, 1, prefill(5, 1));
+    submit(&mut scheduler, 2, prefill(5, 2));
     let planned = scheduler.plan();
     assert_eq!(planned.started[0].blocks.len(), 2, "no block for generated tokens");
     scheduler.complete(&planned.step);
@@ -104,7 +137,7 @@ fn held_blocks_of_a_prefill_stay_until_released_but_its_slot_is_free() {
 fn a_reservation_goes_on_without_computing_the_prompt() {
     let mut scheduler = Scheduler::new(LIMITS);
     let from = Continuation { prompt: vec![5; 9], first: 3, generated: 1, max_tokens: 3, stop: false };
-    scheduler.submit(id(1), Work::Reserve { prompt_tokens: 9, max_tokens: 3 }).unwrap();
+    submit(&mut scheduler, 1, Work::Reserve { prompt_tokens: 9, max_tokens: 3 });
     assert!(scheduler.decode(id(1), from.clone()).is_err(), "not granted yet");
     turn(&mut scheduler);
     for wrong in [
@@ -119,10 +152,10 @@ fn a_reservation_goes_on_without_computing_the_prompt() {
     assert_eq!(shape(&turn(&mut scheduler).step), [(1, 9, 1)]);
     assert_eq!(shape(&turn(&mut scheduler).step), [(1, 10, 1)]);
     assert_eq!(scheduler.load(), Load::default());
-    assert_eq!(
-        scheduler.counters(),
-        Counters { steps: 3, prompt_tokens: 0, output_tokens: 2, prefill_recomputed_tokens: 0 }
-    );
+    assert_eq!(scheduler.counters(), Counters { steps: 3, output_tokens: 2, ..Counters::default() });
+    // Its blocks were named when the decode began.
+    submit(&mut scheduler, 2, Work::Generate { prompt: vec![5; 9], max_tokens: 1 });
+    assert_eq!(turn(&mut scheduler).started[0].cached, 8);
 }
 
 #[test]
@@ -130,7 +163,7 @@ fn a_continuation_that_has_ended_frees_its_blocks() {
     let ends = [(1, true, Ended::Stop), (1, false, Ended::Length), (4, true, Ended::Stop)];
     for (max_tokens, stop, expected) in ends {
         let mut scheduler = Scheduler::new(LIMITS);
-        scheduler.submit(id(1), Work::Reserve { prompt_tokens: 9, max_tokens }).unwrap();
+        submit(&mut scheduler, 1, Work::Reserve { prompt_tokens: 9, max_tokens });
         turn(&mut scheduler);
         let from = Continuation { prompt: vec![5; 9], first: 3, generated: 1, max_tokens, stop };
         assert_eq!(scheduler.decode(id(1), from), Ok(Some(expected)));
@@ -141,12 +174,11 @@ fn a_continuation_that_has_ended_frees_its_blocks() {
 #[test]
 fn prompt_tokens_computed_again_are_counted() {
     let mut scheduler = Scheduler::new(LIMITS);
-    scheduler.submit(id(1), Work::Reserve { prompt_tokens: 9, max_tokens: 3 }).unwrap();
+    submit(&mut scheduler, 1, Work::Reserve { prompt_tokens: 9, max_tokens: 3 });
     turn(&mut scheduler);
     let from = Continuation { prompt: vec![5; 9], first: 3, generated: 1, max_tokens: 3, stop: false };
     scheduler.decode(id(1), from).unwrap();
-    let sequence = scheduler.sequences.get_mut(&id(1)).unwrap();
-    (sequence.computed, sequence.phase) = (4, Phase::Prompt);
+    scheduler.sequences.get_mut(&id(1)).unwrap().computed = 4;
     turn(&mut scheduler);
     assert_eq!(scheduler.counters().prefill_recomputed_tokens, 5);
 }
@@ -154,18 +186,19 @@ fn prompt_tokens_computed_again_are_counted() {
 #[test]
 fn refusals_name_their_cause() {
     let mut scheduler = Scheduler::new(Limits { max_waiting: 1, ..LIMITS });
-    assert_eq!(scheduler.submit(id(1), generate(0, 1)), Err(Refused::Empty));
-    assert!(matches!(scheduler.submit(id(1), generate(40, 9)), Err(Refused::TooLong(_))));
-    assert!(matches!(scheduler.submit(id(1), prefill(64)), Err(Refused::TooLong(_))));
-    scheduler.submit(id(1), generate(40, 8)).unwrap();
-    assert_eq!(scheduler.submit(id(2), generate(1, 1)), Err(Refused::Full { waiting: 1 }));
-    assert_eq!(scheduler.submit(id(1), generate(1, 1)), Err(Refused::IdReused(id(1))));
+    let mut submit = |number, work| scheduler.submit(id(number), work, &Scheduling::default());
+    assert_eq!(submit(1, generate(0, 1, 1)), Err(Refused::Empty));
+    assert!(matches!(submit(1, generate(40, 1, 9)), Err(Refused::TooLong(_))));
+    assert!(matches!(submit(1, prefill(64, 1)), Err(Refused::TooLong(_))));
+    submit(1, generate(40, 1, 8)).unwrap();
+    assert_eq!(submit(2, generate(1, 1, 1)), Err(Refused::Full { waiting: 1 }));
+    assert_eq!(submit(1, generate(1, 1, 1)), Err(Refused::IdReused(id(1))));
 }
 
 #[test]
 fn the_context_ends_a_sequence() {
     let mut scheduler = Scheduler::new(Limits { context_length: 10, ..LIMITS });
-    scheduler.submit(id(1), generate(8, 1000)).unwrap();
+    submit(&mut scheduler, 1, generate(8, 1, 1000));
     let planned = scheduler.plan();
     scheduler.complete(&planned.step);
     assert_eq!(scheduler.sampled(id(1), 7, false), None);
@@ -175,296 +208,220 @@ fn the_context_ends_a_sequence() {
     assert_eq!(scheduler.load(), Load::default());
 }
 
-#[derive(Clone, Debug)]
-enum Op {
-    Submit(Work),
-    /// Releases the n-th known sequence.
-    Release(prop::sample::Index),
-    /// Continues the n-th granted reservation.
-    Decode(prop::sample::Index, bool),
-    /// Runs a step; the n-th sampled token is a stop token.
-    Step(Option<prop::sample::Index>),
+#[test]
+fn full_blocks_are_shared_and_kept() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    submit(&mut scheduler, 1, generate(7, 1, 1));
+    let first = turn(&mut scheduler).started[0].blocks.clone();
+    assert_eq!(scheduler.load(), Load::default(), "what is cached is not used");
+    submit(&mut scheduler, 2, generate(7, 1, 9));
+    let second = turn(&mut scheduler);
+    assert_eq!(second.started[0].cached, 4);
+    assert_eq!(shape(&second.step), [(2, 4, 3)]);
+    assert_eq!(second.started[0].blocks[0], first[0]);
+    submit(&mut scheduler, 3, generate(6, 1, 9));
+    let third = turn(&mut scheduler);
+    let (second, third) = (&second.started[0].blocks, &third.started[0]);
+    assert_eq!(
+        (third.blocks[0], third.cached),
+        (second[0], 5),
+        "the block, and the row before the last token"
+    );
+    assert_ne!(third.blocks[1], second[1]);
+    assert_eq!(scheduler.counters().prefix_cached_tokens, 9);
+    assert_eq!(scheduler.counters().prompt_tokens, 7 + 3 + 1);
 }
 
-fn work() -> impl Strategy<Value = Work> {
-    prop_oneof![
-        3 => (1..24_usize, 1..24_usize).prop_map(|(prompt, max_tokens)| generate(prompt, max_tokens)),
-        1 => (1..40_usize).prop_map(prefill),
-        1 => (1..24_usize, 1..24_usize)
-            .prop_map(|(prompt_tokens, max_tokens)| Work::Reserve { prompt_tokens, max_tokens }),
-    ]
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        3 => work().prop_map(Op::Submit),
-        1 => any::<prop::sample::Index>().prop_map(Op::Release),
-        1 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(at, stop)| Op::Decode(at, stop)),
-        5 => prop::option::weighted(0.1, any::<prop::sample::Index>()).prop_map(Op::Step),
-    ]
-}
-
-fn limits() -> impl Strategy<Value = Limits> {
-    (1..20_usize, 1..12_usize, 1..8_usize, 1..12_usize).prop_map(
-        |(kv_blocks, max_step_tokens, max_sequences, max_waiting)| Limits {
-            context_length: 48,
-            kv_blocks,
-            block_tokens: 4,
-            max_step_tokens,
-            max_sequences,
-            max_waiting,
-        },
-    )
-}
-
-/// What the scheduler is expected to do with one sequence.
-#[derive(Debug)]
-struct Expected {
-    work: Work,
-    started: bool,
-    /// Positions computed.
-    computed: usize,
-    generated: usize,
-    decoding: bool,
-}
-
-/// Drives a scheduler and checks everything that must hold after each turn.
-struct Model {
-    limits: Limits,
-    scheduler: Scheduler,
-    live: BTreeMap<SequenceId, Expected>,
-    /// Prefills that ended.
-    held: BTreeSet<SequenceId>,
-    /// Submitted and neither started nor released, in order.
-    queue: Vec<SequenceId>,
-    next_id: u64,
-    prompt_tokens: u64,
-}
-
-impl Model {
-    fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            scheduler: Scheduler::new(limits),
-            live: BTreeMap::new(),
-            held: BTreeSet::new(),
-            queue: Vec::new(),
-            next_id: 0,
-            prompt_tokens: 0,
-        }
-    }
-
-    fn submit(&mut self, work: Work) -> Result<(), TestCaseError> {
-        let id = SequenceId(self.next_id);
-        match self.scheduler.submit(id, work.clone()) {
-            Ok(()) => {
-                self.next_id += 1;
-                self.queue.push(id);
-                self.live.insert(
-                    id,
-                    Expected { work, started: false, computed: 0, generated: 0, decoding: false },
-                );
-            }
-            Err(Refused::Full { waiting }) => {
-                prop_assert_eq!(waiting, self.limits.max_waiting);
-                prop_assert_eq!(self.queue.len(), waiting);
-            }
-            Err(Refused::TooLong(_)) => {
-                let tokens = work.prompt_tokens() + work.generated_tokens();
-                prop_assert!(
-                    tokens.min(48).div_ceil(4) > self.limits.kv_blocks || work.prompt_tokens() >= 48
-                );
-            }
-            Err(other) => prop_assert!(false, "{other}"),
-        }
-        Ok(())
-    }
-
-    fn release(&mut self, id: SequenceId) {
-        self.scheduler.release(id);
-        self.live.remove(&id);
-        self.held.remove(&id);
-        self.queue.retain(|&waiting| waiting != id);
-    }
-
-    fn reservations(&self) -> Vec<SequenceId> {
-        let granted = |expected: &&Expected| {
-            expected.started && !expected.decoding && matches!(expected.work, Work::Reserve { .. })
-        };
-        self.live.iter().filter(|(_, expected)| granted(expected)).map(|(&id, _)| id).collect()
-    }
-
-    fn decode(&mut self, id: SequenceId, stop: bool) -> Result<(), TestCaseError> {
-        let Some(expected) = self.live.get_mut(&id) else { return Ok(()) };
-        let Work::Reserve { prompt_tokens, max_tokens } = expected.work else { return Ok(()) };
-        let prompt = (0..prompt_tokens as u32).collect();
-        let from = Continuation { prompt, first: 7, generated: 1, max_tokens, stop };
-        let ended = self.scheduler.decode(id, from);
-        (expected.decoding, expected.computed, expected.generated) = (true, prompt_tokens, 1);
-        let done = stop || max_tokens == 1 || prompt_tokens + 1 >= self.limits.context_length;
-        prop_assert_eq!(ended.map(|ended| ended.is_some()), Ok(done));
-        if done {
-            self.live.remove(&id);
-        }
-        Ok(())
-    }
-
-    fn step(&mut self, stop_at: Option<prop::sample::Index>) -> Result<Planned, TestCaseError> {
-        let planned = self.scheduler.plan();
-        prop_assert!(planned.step.tokens() <= self.limits.max_step_tokens);
-        for started in &planned.started {
-            prop_assert_eq!(self.queue.remove(0), started.sequence, "not first in, first started");
-            let expected = self.live.get_mut(&started.sequence).unwrap();
-            expected.started = true;
-            let positions = (expected.work.prompt_tokens() + expected.work.generated_tokens()).min(48);
-            prop_assert_eq!(started.blocks.len(), positions.div_ceil(4));
-            let computes = planned.step.entries.iter().any(|entry| entry.sequence == started.sequence);
-            prop_assert_eq!(computes, !matches!(expected.work, Work::Reserve { .. }));
-        }
-        self.check_entries(&planned.step)?;
-        self.scheduler.complete(&planned.step);
-        let sampled: Vec<_> = planned
-            .step
-            .entries
-            .iter()
-            .filter(|entry| entry.logits == LogitRows::Last)
-            .map(|entry| entry.sequence)
-            .collect();
-        let stop_at = stop_at.filter(|_| !sampled.is_empty()).map(|at| at.index(sampled.len()));
-        for (at, id) in sampled.into_iter().enumerate() {
-            self.sample(id, stop_at == Some(at))?;
-        }
-        self.check_blocks()?;
-        let counters = self.scheduler.counters();
-        prop_assert_eq!(counters.prefill_recomputed_tokens, 0);
-        prop_assert_eq!(counters.prompt_tokens, self.prompt_tokens);
-        Ok(planned)
-    }
-
-    fn check_entries(&mut self, step: &StepPlan) -> Result<(), TestCaseError> {
-        let mut seen = BTreeSet::new();
-        for entry in &step.entries {
-            prop_assert!(seen.insert(entry.sequence), "two entries of {:?}", entry.sequence);
-            let expected = self.live.get_mut(&entry.sequence).unwrap();
-            prop_assert!(expected.started);
-            prop_assert!(!entry.tokens.is_empty());
-            prop_assert_eq!(entry.start, expected.computed, "every position once and in order");
-            let end = entry.start + entry.tokens.len();
-            prop_assert!(end <= entry.blocks.len() * 4);
-            let prompt = expected.work.prompt_tokens();
-            if entry.start < prompt {
-                let tokens: Vec<u32> = (entry.start as u32..end as u32).collect();
-                prop_assert_eq!(&entry.tokens, &tokens, "not the prompt's tokens");
-                let reserved = matches!(expected.work, Work::Reserve { .. });
-                prop_assert!(!reserved, "a prompt computed elsewhere is computed again");
-                self.prompt_tokens += tokens.len() as u64;
-            } else {
-                prop_assert_eq!(&entry.tokens, &vec![7]);
-            }
-            let last = if end < prompt { LogitRows::None } else { LogitRows::Last };
-            prop_assert_eq!(entry.logits, last);
-            expected.computed = end;
-        }
-        for (id, expected) in &self.live {
-            let decoding = expected.generated > 0 && !self.held.contains(id);
-            prop_assert!(!decoding || seen.contains(id), "{id:?} generates and was left out");
-        }
-        Ok(())
-    }
-
-    fn sample(&mut self, id: SequenceId, stop: bool) -> Result<(), TestCaseError> {
-        let expected = self.live.get_mut(&id).unwrap();
-        expected.generated += 1;
-        let ended = self.scheduler.sampled(id, 7, stop);
-        let limit = match expected.work {
-            Work::Generate { max_tokens, .. } | Work::Reserve { max_tokens, .. } => max_tokens,
-            Work::Prefill { .. } => 1,
-        };
-        let length = expected.generated >= limit || expected.work.prompt_tokens() + expected.generated >= 48;
-        let reason = if stop { Some(Ended::Stop) } else { length.then_some(Ended::Length) };
-        prop_assert_eq!(ended, reason);
-        if reason.is_some() {
-            if matches!(expected.work, Work::Prefill { .. }) {
-                self.held.insert(id);
-            } else {
-                self.live.remove(&id);
-            }
-        }
-        Ok(())
-    }
-
-    fn check_blocks(&self) -> Result<(), TestCaseError> {
-        let owned: Vec<BlockId> =
-            self.scheduler.sequences.values().flat_map(|sequence| sequence.blocks.iter().copied()).collect();
-        prop_assert_eq!(self.scheduler.load().kv_blocks_used, owned.len());
-        let mut all: Vec<BlockId> = self.scheduler.pool.free().iter().copied().chain(owned).collect();
-        all.sort_unstable();
-        let blocks: Vec<BlockId> = (0..self.limits.kv_blocks as BlockId).collect();
-        prop_assert_eq!(all, blocks, "blocks in use and free ones are not each block once");
-        prop_assert_eq!(self.scheduler.sequences.len(), self.live.len() - self.queue.len());
-        let load = self.scheduler.load();
-        prop_assert_eq!(load.waiting, self.queue.len());
-        prop_assert_eq!(load.running, self.live.len() - self.queue.len() - self.held.len());
-        prop_assert!(load.running <= self.limits.max_sequences);
-        Ok(())
-    }
-
-    fn apply(&mut self, op: Op) -> Result<(), TestCaseError> {
-        match op {
-            Op::Submit(work) => self.submit(work)?,
-            Op::Release(at) if !self.live.is_empty() => {
-                let ids: Vec<_> = self.live.keys().copied().collect();
-                self.release(ids[at.index(ids.len())]);
-            }
-            Op::Decode(at, stop) => {
-                let ids = self.reservations();
-                if !ids.is_empty() {
-                    self.decode(ids[at.index(ids.len())], stop)?;
-                }
-            }
-            Op::Step(stop_at) => drop(self.step(stop_at)?),
-            Op::Release(_) => {}
-        }
-        self.check_blocks()
-    }
-
-    /// Lets everything run to its end; reservations become decodes, held prefills are released.
-    fn drain(&mut self) -> Result<(), TestCaseError> {
-        // Every turn ends a wait, or computes a position of someone.
-        let bound = 2 * (self.next_id as usize + 1) * 48;
-        for _ in 0..bound {
-            if self.live.is_empty() {
-                return self.check_blocks();
-            }
-            let planned = self.step(None)?;
-            let reserved = self.reservations();
-            let held = std::mem::take(&mut self.held);
-            let moved = planned != Planned::default() || !reserved.is_empty() || !held.is_empty();
-            for id in reserved {
-                self.decode(id, false)?;
-            }
-            for id in held {
-                self.release(id);
-            }
-            prop_assert!(moved || self.live.is_empty(), "stuck with {:?}", self.live);
-        }
-        prop_assert!(self.live.is_empty(), "never ended: {:?}", self.live);
-        Ok(())
+#[test]
+fn another_salt_shares_nothing() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    for (number, salt) in [(1, "a"), (2, "b"), (3, ""), (4, "a")] {
+        let scheduling = Scheduling { priority: 0, cache_salt: salt.to_owned() };
+        scheduler.submit(id(number), generate(7, 1, 1), &scheduling).unwrap();
+        let cached = turn(&mut scheduler).started[0].cached;
+        assert_eq!(cached, if number == 4 { 4 } else { 0 }, "{number}");
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+#[test]
+fn a_prompt_that_is_wholly_cached_computes_its_last_token_in_a_block_of_its_own() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    submit(&mut scheduler, 1, generate(8, 1, 1));
+    let first = turn(&mut scheduler).started[0].blocks.clone();
+    submit(&mut scheduler, 2, generate(8, 1, 9));
+    let second = turn(&mut scheduler);
+    let blocks = &second.started[0].blocks;
+    assert_eq!(second.step.moves, [Move { from: first[1], to: blocks[1], rows: 3 }]);
+    assert_eq!(shape(&second.step), [(2, 7, 1)]);
+    assert_eq!((blocks[0], second.started[0].cached), (first[0], 7));
+    assert_ne!(blocks[1], first[1]);
+}
 
-    /// Blocks are conserved and owned once, steps keep to their budget, requests start in order, every prompt position is
-    /// computed once and in order, nobody that generates is left out of a step, and everyone ends.
-    #[test]
-    fn whatever_happens_the_invariants_hold(limits in limits(), ops in prop::collection::vec(op(), 1..120)) {
-        let mut model = Model::new(limits);
-        for op in ops {
-            model.apply(op)?;
-        }
-        model.drain()?;
-        prop_assert_eq!(model.scheduler.load(), Load::default());
+#[test]
+fn a_copy_whose_source_is_the_only_block_left_needs_no_move() {
+    let mut scheduler = Scheduler::new(Limits { kv_blocks: 2, ..LIMITS });
+    submit(&mut scheduler, 1, prefill(8, 1));
+    turn(&mut scheduler);
+    scheduler.release(id(1));
+    submit(&mut scheduler, 2, prefill(8, 1));
+    let second = turn(&mut scheduler);
+    assert_eq!((second.step.moves.len(), shape(&second.step)), (0, vec![(2, 7, 1)]));
+}
+
+#[test]
+fn choices_of_one_prompt_compute_it_once() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    for number in 1..=3 {
+        submit(&mut scheduler, number, generate(7, 1, 5));
     }
+    assert_eq!(shape(&turn(&mut scheduler).step), [(1, 0, 7)], "the others wait for what it computes");
+    let second = turn(&mut scheduler);
+    assert_eq!(shape(&second.step), [(1, 7, 1), (2, 6, 1), (3, 6, 1)]);
+    let tables: Vec<_> = second.step.entries.iter().map(|entry| entry.blocks.clone()).collect();
+    assert_eq!(
+        second.step.moves,
+        [2, 1].map(|from| Move { from: tables[0][1], to: tables[3 - from][1], rows: 2 }),
+        "the rows of the last block, to a block of each one's own"
+    );
+}
+
+#[test]
+fn without_the_cache_everything_is_computed() {
+    let mut scheduler = Scheduler::new(Limits { prefix_cache: false, ..LIMITS });
+    for number in 1..=2 {
+        submit(&mut scheduler, number, generate(4, 1, 2));
+    }
+    assert_eq!(shape(&turn(&mut scheduler).step), [(1, 0, 4), (2, 0, 4)]);
+    assert_eq!(scheduler.pool.cached(), []);
+}
+
+#[test]
+fn the_urgent_start_first() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    submit(&mut scheduler, 1, generate(12, 1, 1));
+    turn(&mut scheduler);
+    for (number, priority) in [(2, -1), (3, 2), (4, 2)] {
+        submit_with(&mut scheduler, number, priority, generate(3, number as u32, 1));
+    }
+    let planned = turn(&mut scheduler);
+    assert_eq!(shape(&planned.step), [(3, 0, 3), (4, 0, 3), (1, 8, 2)], "before the rest of a prompt too");
+}
+
+/// One of 8 blocks each for two sequences of 13 tokens and 12 more to come.
+fn two_that_do_not_fit(host_blocks: usize) -> Scheduler {
+    let limits = Limits { kv_blocks: 8, max_step_tokens: 32, host_blocks, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    submit_with(&mut scheduler, 1, 0, generate(11, 1, 12));
+    submit_with(&mut scheduler, 2, 1, generate(11, 2, 12));
+    for _ in 0..6 {
+        turn(&mut scheduler);
+    }
+    assert_eq!(scheduler.load(), Load { running: 2, kv_blocks_used: 8, ..Load::default() });
+    scheduler
+}
+
+#[test]
+fn the_last_in_the_order_gives_its_blocks_back_and_computes_again() {
+    let mut scheduler = two_that_do_not_fit(0);
+    let planned = turn(&mut scheduler);
+    assert_eq!(shape(&planned.step), [(2, 16, 1)], "the first one came first and has the lower priority");
+    assert_eq!(planned.step.moves, []);
+    assert_eq!(
+        scheduler.load(),
+        Load { running: 1, waiting: 1, waiting_prompt_tokens: 17, kv_blocks_used: 5 }
+    );
+    let resumed =
+        std::iter::from_fn(|| Some(turn(&mut scheduler))).find(|turn| turn.step.entries[0].sequence == id(1));
+    let resumed = resumed.unwrap();
+    assert_eq!(started(&resumed), [], "it is told once");
+    assert_eq!(shape(&resumed.step), [(1, 8, 9)], "two of its blocks were not needed meanwhile");
+    let tokens: Vec<u32> = prompt(11, 1).into_iter().chain([7; 6]).skip(8).collect();
+    assert_eq!(resumed.step.entries[0].tokens, tokens);
+    let Counters { preemptions, preempted_recomputed_tokens, swapped_blocks, prompt_tokens, .. } =
+        scheduler.counters();
+    assert_eq!((preemptions, preempted_recomputed_tokens, swapped_blocks, prompt_tokens), (1, 8, 0, 22));
+}
+
+#[test]
+fn or_moves_them_to_the_host_pool_and_back() {
+    let mut scheduler = two_that_do_not_fit(4);
+    let table = scheduler.sequences[&id(1)].blocks.clone();
+    let planned = turn(&mut scheduler);
+    let slots: Vec<_> = planned.step.moves.iter().map(|made| made.to).collect();
+    let out: Vec<_> = planned.step.moves.iter().map(|made| (made.from, made.rows)).collect();
+    assert_eq!(out, table.iter().map(|&block| (block, 4)).collect::<Vec<_>>());
+    assert!(slots.iter().all(|slot| (8..12).contains(slot)));
+    assert_eq!(scheduler.load().waiting_prompt_tokens, 1);
+    let resumed =
+        std::iter::from_fn(|| Some(turn(&mut scheduler))).find(|turn| turn.step.entries[0].sequence == id(1));
+    let step = resumed.unwrap().step;
+    assert_eq!(shape(&step), [(1, 16, 1)]);
+    let blocks = &step.entries[0].blocks;
+    let back = [2, 3].map(|block: usize| Move { from: slots[block], to: blocks[block], rows: 4 });
+    assert_eq!(step.moves, back, "two of its blocks were not needed meanwhile");
+    let Counters { preemptions, preempted_recomputed_tokens, swapped_blocks, .. } = scheduler.counters();
+    assert_eq!((preemptions, preempted_recomputed_tokens, swapped_blocks), (1, 0, 4));
+    assert_eq!(scheduler.host.free().len(), 4);
+}
+
+#[test]
+fn what_others_read_or_write_is_never_preempted() {
+    let mut scheduler = Scheduler::new(Limits { kv_blocks: 4, ..LIMITS });
+    submit_with(&mut scheduler, 1, 9, generate(3, 1, 9));
+    submit_with(&mut scheduler, 2, 0, prefill(3, 2));
+    turn(&mut scheduler);
+    submit_with(&mut scheduler, 3, 0, Work::Reserve { prompt_tokens: 3, max_tokens: 1 });
+    submit_with(&mut scheduler, 4, 0, Work::Reserve { prompt_tokens: 3, max_tokens: 1 });
+    assert_eq!(started(&turn(&mut scheduler)), [3], "the one that generates may need the last block");
+    for _ in 0..4 {
+        turn(&mut scheduler);
+    }
+    assert_eq!(scheduler.load().kv_blocks_used, 4);
+    assert_eq!(shape(&turn(&mut scheduler).step), [], "it waits where it is");
+    scheduler.release(id(2));
+    assert_eq!(shape(&turn(&mut scheduler).step), [(1, 8, 1)]);
+    assert_eq!(scheduler.counters().preemptions, 0);
+}
+
+/// A stream of requests of higher priority, each of which takes the only slot.
+#[test]
+fn the_oldest_starts_after_a_number_of_younger_ones() {
+    let mut scheduler = Scheduler::new(Limits { max_sequences: 1, ..LIMITS });
+    submit_with(&mut scheduler, 1, -5, generate(3, 1, 1));
+    let mut younger = 0;
+    for number in 2.. {
+        submit_with(&mut scheduler, number, 5, generate(3, number as u32, 1));
+        if started(&turn(&mut scheduler)) == [1] {
+            break;
+        }
+        younger += 1;
+    }
+    assert_eq!(younger, MAX_PASSED_OVER);
+}
+
+/// A long prompt of low priority gets no token of a step that urgent ones fill.
+#[test]
+fn the_rest_of_a_prompt_does_not_wait_for_ever() {
+    let mut scheduler = Scheduler::new(Limits { kv_blocks: 100, max_sequences: 3, ..LIMITS });
+    submit_with(&mut scheduler, 1, -5, generate(17, 1, 1));
+    assert_eq!(shape(&turn(&mut scheduler).step), [(1, 0, 8)]);
+    let mut younger = 0;
+    for number in 2.. {
+        submit_with(&mut scheduler, number, 5, generate(8, number as u32, 1));
+        if shape(&turn(&mut scheduler).step) == [(1, 8, 8)] {
+            break;
+        }
+        younger += 1;
+    }
+    assert_eq!(younger, MAX_PASSED_OVER);
+}
+
+#[test]
+fn who_was_preempted_too_often_is_preempted_for_the_young_no_more() {
+    let mut sequence = Sequence::new(id(3), generate(5, 1, 9), &Scheduling::default(), 14);
+    for _ in 0..crate::MAX_PREEMPTIONS {
+        assert!(!sequence.turn.is_aged());
+        sequence.preempt(None);
+    }
+    assert!(sequence.turn < Turn::new(id(1), i32::MAX));
 }

@@ -175,7 +175,7 @@ impl Worker for Service {
 }
 
 pub(crate) fn started() -> DecodeEvent {
-    DecodeEvent { event: Some(decode_event::Event::Started(Started {})) }
+    DecodeEvent { event: Some(decode_event::Event::Started(Started::default())) }
 }
 
 /// Tokens with log probability `-position - 1` and as many alternatives as asked for.

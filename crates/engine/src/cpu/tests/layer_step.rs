@@ -73,6 +73,7 @@ fn check(model: &str, golden: &str, bound: Option<f32>) {
     let hidden: Vec<_> = (0..=config.layers).map(|layer| values.f32(&format!("2/hidden_{layer}"))).collect();
 
     let plan = StepPlan {
+        moves: vec![],
         entries: vec![StepEntry {
             sequence: SequenceId(0),
             tokens: prompt,
@@ -81,7 +82,7 @@ fn check(model: &str, golden: &str, bound: Option<f32>) {
             logits: LogitRows::None,
         }],
     };
-    let batch = Batch::new(&plan, config, &config.rope.inverse_frequencies(config.head_dim), 1).unwrap();
+    let batch = Batch::new(&plan, config, &config.rope.inverse_frequencies(config.head_dim), (1, 0)).unwrap();
     let configured = config.quantization.as_ref().map_or(f32::INFINITY, Fp8::input_bound);
     let numerics =
         Numerics { isa: Isa::detect(), dtype: Dtype::F32, activation_scale_ub: bound.unwrap_or(configured) };
@@ -94,7 +95,8 @@ fn check(model: &str, golden: &str, bound: Option<f32>) {
             for (shard, group) in shards.ranks().iter().zip(groups) {
                 let (checkpoint, batch, hidden) = (&checkpoint, &batch, &hidden);
                 ranks.push(scope.spawn(move || {
-                    let rank = Rank::load(checkpoint, shard, numerics, 1, RowsClipped::default()).unwrap();
+                    let rank =
+                        Rank::load(checkpoint, shard, numerics, (1, 0), RowsClipped::default()).unwrap();
                     let mut work = Work::default();
                     let embedded = rank.embed(&batch.tokens, &group).unwrap();
                     assert_eq!(embedded, hidden[0], "embedding at tensor {tensor}");

@@ -178,6 +178,7 @@ fn one_token_at(position: usize, frequencies: &[f32]) -> Batch {
         "num_attention_heads": 1, "vocab_size": 64, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}"#;
     let config = ModelConfig::from_json(config, None).unwrap();
     let plan = StepPlan {
+        moves: vec![],
         entries: vec![StepEntry {
             sequence: SequenceId(0),
             tokens: vec![1],
@@ -186,5 +187,5 @@ fn one_token_at(position: usize, frequencies: &[f32]) -> Batch {
             logits: LogitRows::None,
         }],
     };
-    Batch::new(&plan, &config, frequencies, 2048).unwrap()
+    Batch::new(&plan, &config, frequencies, (2048, 0)).unwrap()
 }

@@ -53,6 +53,7 @@ fn logits(folder: &Path) -> Result<Vec<f32>, String> {
         parallelism: Parallelism::tensor(2),
         dtype: Activations::F32,
         kv_blocks: 1,
+        host_blocks: 0,
         threads: 2,
         isa: Isa::detect(),
     };
@@ -64,7 +65,7 @@ fn logits(folder: &Path) -> Result<Vec<f32>, String> {
         blocks: [0].into(),
         logits: LogitRows::Last,
     };
-    Ok(model.step(&StepPlan { entries: vec![entry] }).unwrap().logits)
+    Ok(model.step(&StepPlan { moves: vec![], entries: vec![entry] }).unwrap().logits)
 }
 
 fn is_scale(name: &str) -> bool {

@@ -34,7 +34,7 @@ async fn prefilled(
     let (mut table, mut first) = (None, None);
     loop {
         match next(&mut sequence).await {
-            Event::Started { blocks } => table = Some(blocks),
+            Event::Started { blocks, cached: _ } => table = Some(blocks),
             Event::Token(token) => first = Some(token),
             Event::Finished(_) => return (sequence, table.unwrap(), first.unwrap()),
             Event::Computed { .. } => {}
@@ -44,7 +44,11 @@ async fn prefilled(
 }
 
 fn engine(tensor: usize) -> Engine {
-    let (engine, _control) = start_with(FakeOptions { tensor, layers: LAYERS, ..options() }, LIMITS);
+    engine_with(tensor, Limits { prefix_cache: false, ..LIMITS })
+}
+
+fn engine_with(tensor: usize, limits: Limits) -> Engine {
+    let (engine, _control) = start_with(FakeOptions { tensor, layers: LAYERS, ..options() }, limits);
     engine
 }
 
@@ -55,11 +59,11 @@ async fn apart(
     sampling: &Sampling,
     lost: Option<usize>,
 ) -> Vec<SampledToken> {
-    let shift = within(decode.reserve(1, 30).unwrap().ready()).await.unwrap();
+    let shift = within(decode.reserve(30, 1).unwrap().ready()).await.unwrap();
     let reservation =
         within(decode.reserve(prompt.len(), sampling.max_tokens).unwrap().ready()).await.unwrap();
     let (held, table, first) = prefilled(prefill, prompt.to_vec(), sampling.clone()).await;
-    assert!(!table.contains(&reservation.blocks()[0]));
+    assert!(prefill.limits().prefix_cache || !table.contains(&reservation.blocks()[0]));
     carry((prefill, &table), (decode, reservation.blocks()), prompt.len(), lost);
     drop(held);
     let mut sequence = decode.decode(reservation, prompt.to_vec(), &first, sampling.clone()).unwrap();
@@ -91,6 +95,61 @@ async fn apart_or_together_the_tokens_are_the_same() {
         assert_eq!((counters.prompt_tokens, counters.prefill_recomputed_tokens), (0, 0));
         assert_eq!(counters.output_tokens, 4 * 19);
         assert_eq!(prefill.counters().output_tokens, 4);
+    }
+}
+
+/// Blocks it shares are sent like those it has computed, and what was sent is shared on the other side.
+#[tokio::test]
+async fn a_prefill_that_finds_blocks_in_the_cache_sends_them_all_the_same() {
+    let (unified, prefill, decode) = (engine(1), engine_with(1, LIMITS), engine_with(2, LIMITS));
+    for (length, cached) in [(21, 0), (21, 20), (24, 16), (24, 23), (30, 24)] {
+        let sampling = greedy(20);
+        let prompt = prompt(length, 0);
+        let mut together = unified.generate(prompt.clone(), sampling.clone()).unwrap();
+        let together = tokens(&mut together).await;
+        let before = prefill.counters().prefix_cached_tokens;
+        assert_eq!(apart((&prefill, &decode), &prompt, &sampling, None).await, together);
+        // Rows of the last block are of use only while their sequence lives.
+        let full = if cached == 20 { 16 } else { cached };
+        assert_eq!(prefill.counters().prefix_cached_tokens - before, full, "{length}");
+        let mut sequence = decode.generate(prompt, sampling).unwrap();
+        let Event::Started { cached, .. } = next(&mut sequence).await else { panic!("not started") };
+        assert!(cached >= length / 8 * 8 - 1, "{cached} of {length}");
+        assert_eq!(tokens(&mut sequence).await, together);
+    }
+    assert_eq!(decode.counters().prefill_recomputed_tokens, 0);
+}
+
+/// Of a decode whose blocks others needed: from its prompt too, which it had not computed before.
+#[tokio::test]
+async fn a_decode_that_is_preempted_goes_on_as_if_it_had_not() {
+    for host_blocks in [0, 8] {
+        let (unified, prefill) = (engine(1), engine(1));
+        let limits = Limits { kv_blocks: 8, host_blocks, prefix_cache: false, ..LIMITS };
+        let (decode, control) = start_with(FakeOptions { layers: LAYERS, ..options() }, limits);
+        let (sampling, prompt) = (greedy(30), prompt(21, 0));
+        let mut together = unified.generate(prompt.clone(), sampling.clone()).unwrap();
+        let together = tokens(&mut together).await;
+        control.close();
+        let mut other = decode.generate((0..10).collect(), greedy(50)).unwrap();
+        within(control.held()).await;
+        let reserving = decode.reserve(21, 30).unwrap();
+        within(control.pass()).await;
+        let reservation = within(reserving.ready()).await.unwrap();
+        let (_held, table, first) = prefilled(&prefill, prompt.clone(), sampling.clone()).await;
+        carry((&prefill, &table), (&decode, reservation.blocks()), 21, None);
+        let mut sequence = decode.decode(reservation, prompt, &first, sampling).unwrap();
+        control.open();
+        let events = events(&mut sequence).await;
+        assert!(events.iter().all(|event| matches!(event, Event::Token(_) | Event::Finished(_))));
+        let ids = events
+            .iter()
+            .filter_map(|event| if let Event::Token(token) = event { Some(token) } else { None });
+        assert!(ids.eq(&together[1..]));
+        assert_eq!(tokens(&mut other).await.len(), 50);
+        let counters = decode.counters();
+        assert!(counters.preemptions > 0 && (counters.swapped_blocks > 0) == (host_blocks > 0));
+        assert_eq!((counters.prefill_recomputed_tokens, counters.prompt_tokens), (0, 10));
     }
 }
 

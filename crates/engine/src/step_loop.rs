@@ -176,8 +176,8 @@ impl StepLoop {
             let id = entry.sequence;
             let row = if entry.logits == LogitRows::Last { rows.next() } else { None };
             let Some(running) = self.sequences.get_mut(&id) else { continue };
-            let computed = entry.start + entry.tokens.len();
-            if entry.start < running.prompt_tokens && computed > running.computed {
+            let computed = (entry.start + entry.tokens.len()).min(running.prompt_tokens);
+            if computed > running.computed {
                 running.computed = computed;
                 self.events.push((id, Event::Computed { computed }));
             }

@@ -15,6 +15,7 @@ use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent};
 use crate::fleet::{Assignment, Fleet, GangKey, Lesson, Party};
 use crate::grpc::status::retry_after;
 use crate::metrics::{Metrics, ModelMetrics, Want};
+use crate::request::GrammarRequest;
 use crate::transcript::Transcript;
 use crate::validate::{ValidatedGeneration, ValidatedPrompt};
 use crate::{Limits, RequestError};
@@ -178,7 +179,7 @@ impl Choice<'_> {
         let response = within(deadline, client.decode(request)).await?;
         let mut stream = match response {
             Ok(response) => response.into_inner(),
-            Err(status) => return Err(Self::judge(&assignment, &status, false)),
+            Err(status) => return Err(self.judge(&assignment, &status, false)),
         };
         let mut works = false;
         loop {
@@ -188,9 +189,9 @@ impl Choice<'_> {
                 Ok(Some(wire::DecodeEvent { event: None })) => continue,
                 Ok(None) => {
                     let status = Status::unavailable("the gang ended the stream without a finish");
-                    return Err(Self::judge(&assignment, &status, works));
+                    return Err(self.judge(&assignment, &status, works));
                 }
-                Err(status) => return Err(Self::judge(&assignment, &status, works)),
+                Err(status) => return Err(self.judge(&assignment, &status, works)),
             };
             match event {
                 // Not passed on: until there is a token the gang may yet refuse, and a refusal is a status.
@@ -289,6 +290,7 @@ impl Choice<'_> {
                 top_logprobs: sampling.logprobs,
                 first_position: said.len() as u32,
                 shaping: Some(sampling.shaping.clone()),
+                grammar: sampling.grammar.as_ref().map(|request| request.grammar.clone()),
             }),
             prefill_peer: assignment.prefill_peer.clone(),
             prefill_epoch: assignment.prefill_epoch,
@@ -296,7 +298,7 @@ impl Choice<'_> {
     }
 
     /// What a failed call means; `works`: tokens had come from it.
-    fn judge(assignment: &Assignment, status: &Status, works: bool) -> Attempt {
+    fn judge(&self, assignment: &Assignment, status: &Status, works: bool) -> Attempt {
         let message = status.message().to_owned();
         let at_fault = if message.starts_with(AT_PREFILL) { Party::Prefill } else { Party::Called };
         // A status with a source was made on this side: the connection failed.
@@ -305,6 +307,12 @@ impl Choice<'_> {
         match status.code() {
             Code::DeadlineExceeded => return Attempt::Over(RequestError::Deadline),
             Code::InvalidArgument => {
+                let grammar = self.generation.sampling.grammar.as_ref();
+                if let (Some(GrammarRequest { field, .. }), Some((_, problem))) =
+                    (grammar, message.split_once(AT_GRAMMAR))
+                {
+                    return Attempt::Over(RequestError::invalid(field, format!("{field}: {problem}")));
+                }
                 return Attempt::Over(RequestError::invalid("", format!("the gang refused: {message}")));
             }
             // A gang that is full is not broken.
@@ -376,6 +384,8 @@ fn given_up(said: &Said, error: RequestError) -> RequestError {
 
 /// In the message of a gang that refuses because it drains: nothing was started.
 const DRAINING: &str = "draining, not started";
+/// How a gang's complaint about a grammar begins, in its message.
+const AT_GRAMMAR: &str = "sampling.grammar: ";
 /// How a called gang begins a message about the prefill gang it was given.
 const AT_PREFILL: &str = "prefill at ";
 

@@ -1,5 +1,6 @@
 //! What either front door asks for, before it is checked.
 
+use herd_proto::internal::v1::Grammar;
 use herd_text::Message;
 use tokio::time::Instant;
 
@@ -52,6 +53,15 @@ pub(crate) struct SamplingRequest {
     pub(crate) ignore_eos: bool,
     /// What is done to the logits.
     pub(crate) shaping: ShapingRequest,
+    /// What the answer has to match.
+    pub(crate) grammar: Option<GrammarRequest>,
+}
+
+/// A grammar, and what this front door calls the field it came in.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct GrammarRequest {
+    pub(crate) field: String,
+    pub(crate) grammar: Grammar,
 }
 
 /// What is done to logits before a token is drawn; absent and 0 are nothing, unless said otherwise.

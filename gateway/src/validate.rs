@@ -4,14 +4,18 @@ use std::time::SystemTime;
 
 use herd_proto::internal::v1 as wire;
 use herd_text::{OutputStream, TextError};
+use prost::Message as _;
 use tokio::time::Instant;
 
 use crate::fleet::Model;
-use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest, ShapingRequest};
+use crate::request::{FieldNames, GenerationRequest, GrammarRequest, Input, SamplingRequest, ShapingRequest};
 use crate::{Limits, RequestError};
 
 /// Alternatives a token, at most.
 pub const MAX_LOGPROBS: u32 = 20;
+
+/// Bytes of a grammar, at most: as many as gangs compile.
+const MAX_GRAMMAR_BYTES: usize = 128 << 10;
 
 /// Tokens whose logits a request changes, at most.
 const MAX_LOGIT_BIAS: usize = 1024;
@@ -41,6 +45,7 @@ pub(crate) struct ValidatedSampling {
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) logprobs: Option<u32>,
     pub(crate) shaping: wire::Shaping,
+    pub(crate) grammar: Option<GrammarRequest>,
 }
 
 impl ValidatedGeneration {
@@ -60,8 +65,17 @@ pub(crate) fn validate(
     drawn_seed: u64,
 ) -> Result<ValidatedGeneration, RequestError> {
     let GenerationRequest { model: _, inputs, n, sampling, request_id, deadline, names } = request;
-    let SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos, shaping } =
-        sampling;
+    let SamplingRequest {
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        stop,
+        logprobs,
+        ignore_eos,
+        shaping,
+        grammar,
+    } = sampling;
     let choices = (inputs.len() as u64) * u64::from(n);
     if n == 0 || choices > limits.choices as u64 {
         let message = format!(
@@ -84,6 +98,7 @@ pub(crate) fn validate(
         return Err(RequestError::invalid(names.max_tokens, message));
     }
     let shaping = check_shaping(shaping, names.sampling, max_tokens, model.text.vocab_size())?;
+    check_grammar(grammar.as_ref())?;
     OutputStream::new(&model.text, stop.clone()).map_err(|error| text_error(&names, &error))?;
     let prompts = inputs
         .into_iter()
@@ -95,8 +110,20 @@ pub(crate) fn validate(
         .collect::<Result<Vec<_>, RequestError>>()?;
     let stop_ids = if ignore_eos { Vec::new() } else { model.text.stop_ids().to_vec() };
     let seed = seed.unwrap_or(drawn_seed);
-    let sampling = ValidatedSampling { temperature, top_p, seed, stop, stop_ids, logprobs, shaping };
+    let sampling =
+        ValidatedSampling { temperature, top_p, seed, stop, stop_ids, logprobs, shaping, grammar };
     Ok(ValidatedGeneration { model, prompts, n, sampling, request_id, deadline })
+}
+
+/// Of a grammar only its size: a gang compiles it, and says what is wrong with it.
+fn check_grammar(grammar: Option<&GrammarRequest>) -> Result<(), RequestError> {
+    let Some(GrammarRequest { field, grammar }) = grammar else { return Ok(()) };
+    let bytes = grammar.encoded_len();
+    if bytes <= MAX_GRAMMAR_BYTES {
+        return Ok(());
+    }
+    let message = format!("{field} has {bytes} bytes; at most {MAX_GRAMMAR_BYTES} are compiled");
+    Err(RequestError::invalid(field, message))
 }
 
 /// `prefix` stands before the names of the fields.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use herd_engine::{Event, Reservation, SampledToken, Sequence, SubmitError};
+use herd_engine::{Event, FinishReason, Reservation, SampledToken, Sequence, SubmitError};
 use herd_proto::internal::v1 as wire;
 use herd_proto::internal::v1::decode_event::Event as WireEvent;
 use herd_proto::internal::v1::prefill_event::Event as PrefillEvent;
@@ -15,6 +15,7 @@ use tonic::{Status, Streaming};
 
 use crate::drain::Ticket;
 use crate::gang::Gang;
+use crate::grammars::refused;
 use crate::lease::{Ask, Transfer};
 use crate::metrics::{Call, Stopwatch};
 use crate::refusal::{no_kv_blocks, prefill_failed, refuse};
@@ -36,15 +37,25 @@ pub(crate) async fn decode(
     let stopwatch = Stopwatch::start(&gang.metrics);
     let wire::DecodeRequest { context, prompt, sampling, prefill_peer, prefill_epoch } = request;
     gang.identity.check(&context.clone().unwrap_or_default())?;
-    let request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::Whole)?;
+    let mut request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::Whole)?;
     let ticket = gang.admission.enter()?;
-    let stream = if prefill_peer.is_empty() {
+    let stream = if request.constrain(&gang.model.grammars).await? {
+        whole(gang, ticket)
+    } else if prefill_peer.is_empty() {
         unified(gang, ticket, request, deadline, stopwatch)?
     } else {
         split(gang, ticket, request, deadline, (prefill_peer, prefill_epoch), stopwatch).await?
     };
     gang.metrics.request(Call::Decode);
     Ok(stream)
+}
+
+/// A choice whose text is whole: only the word that it is all was lost.
+fn whole(gang: &Arc<Gang>, ticket: Ticket) -> TaskStream<wire::DecodeEvent> {
+    TaskStream::spawn(&gang.admission, ticket, None, async move |messages| {
+        let event = Some(WireEvent::Finished(finished_to(FinishReason::Stop)));
+        messages.send(wire::DecodeEvent { event }).await
+    })
 }
 
 fn unified(
@@ -54,7 +65,7 @@ fn unified(
     deadline: Option<Instant>,
     stopwatch: Stopwatch,
 ) -> Result<TaskStream<wire::DecodeEvent>, Status> {
-    let ValidatedRequest { context: _, prompt, sampling } = request;
+    let ValidatedRequest { context: _, prompt, sampling, grammar: _ } = request;
     let sequence = gang.engine.generate(prompt, sampling).map_err(|error| refuse(&error))?;
     Ok(TaskStream::spawn(&gang.admission, ticket, deadline, move |messages| {
         report(sequence, messages, stopwatch)
@@ -85,7 +96,7 @@ async fn split(
             ..request.context.clone()
         }),
         prompt: request.prompt.clone(),
-        sampling: Some(sampling_to(&request.sampling)),
+        sampling: Some(sampling_to(&request.sampling, request.grammar.as_ref())),
         transfer: transfer.id,
         decode_peer: gang.endpoint.clone(),
         decode_epoch: gang.identity.epoch,
@@ -162,7 +173,7 @@ impl Owner {
         let (first, reservation) = received?;
         let Self { gang, request, peer: _, transfer, events, mut stopwatch } = self;
         drop((transfer, events));
-        let ValidatedRequest { context: _, prompt, sampling } = request;
+        let ValidatedRequest { context: _, prompt, sampling, grammar: _ } = request;
         let sequence =
             gang.engine.decode(reservation, prompt, &first, sampling).map_err(|error| refuse(&error))?;
         stopwatch.token();
@@ -343,6 +354,7 @@ async fn report(
             Some(Event::Failed(reason)) => {
                 return Err(Status::unavailable(format!("the engine failed: {reason}")));
             }
+            Some(Event::Unsatisfiable(reason)) => return Err(refused(reason)),
             None => return Err(Status::internal("the engine ended a sequence without a word")),
         }
         next = sequence.next().await;

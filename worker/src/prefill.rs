@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::gang::Gang;
+use crate::grammars::refused;
 use crate::metrics::{Call, Stopwatch};
 use crate::options::DEFAULT_BLOCKS_DEADLINE;
 use crate::refusal::{no_kv_blocks, refuse};
@@ -35,7 +36,7 @@ const RENEWALS_A_LEASE: u32 = 3;
 const SHORTEST_RENEWAL: Duration = Duration::from_millis(10);
 
 /// Starts a prefill, or refuses it before anything was done.
-pub(crate) fn prefill(
+pub(crate) async fn prefill(
     gang: &Arc<Gang>,
     request: wire::PrefillRequest,
     deadline: Option<Instant>,
@@ -57,10 +58,13 @@ pub(crate) fn prefill(
             gang.model.kv_fingerprint
         )));
     }
-    let request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::PromptOnly)?;
+    let mut request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::PromptOnly)?;
     let client = gang.peers.client("decode_peer", &decode_peer)?;
     let ticket = gang.admission.enter()?;
-    let ValidatedRequest { context, prompt, sampling } = request;
+    if request.constrain(&gang.model.grammars).await? {
+        return Err(refused("the text of the choice is whole: no token can follow"));
+    }
+    let ValidatedRequest { context, prompt, sampling, grammar: _ } = request;
     let prompt_tokens = prompt.len();
     let sequence = gang.engine.prefill(prompt, sampling).map_err(|error| refuse(&error))?;
     gang.metrics.request(Call::Prefill);
@@ -174,7 +178,10 @@ async fn compute(
                 stopwatch.token();
                 first = Some(token);
             }
-            other @ (Some(Event::Finished(_) | Event::Started { .. } | Event::Failed(_)) | None) => {
+            other @ (Some(
+                Event::Finished(_) | Event::Started { .. } | Event::Failed(_) | Event::Unsatisfiable(_),
+            )
+            | None) => {
                 return first
                     .take()
                     .filter(|_| matches!(other, Some(Event::Finished(_))))
@@ -187,6 +194,7 @@ async fn compute(
 fn ended(event: Option<Event>) -> Status {
     match event {
         Some(Event::Failed(reason)) => Status::unavailable(format!("the engine failed: {reason}")),
+        Some(Event::Unsatisfiable(reason)) => refused(reason),
         other => Status::internal(format!("the engine ended a prefill with {other:?}")),
     }
 }

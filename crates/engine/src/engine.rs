@@ -9,9 +9,10 @@ use tokio::sync::{mpsc, watch};
 
 use crate::inbox::{Reporter, Shared};
 use crate::observer::Unobserved;
+use crate::sampler::is_end;
 use crate::step_loop::StepLoop;
 use crate::{
-    Executor, KvStore, Observer, Penalties, Reservation, Reserving, SampledToken, Sampling, Sequence, Shaping,
+    ConstraintError, Executor, KvStore, Observer, Penalties, Reservation, Reserving, SampledToken, Sampling, Sequence, Shaping,
 };
 
 /// A request the engine does not take.
@@ -47,6 +48,9 @@ pub enum SubmitError {
         /// What is asked for.
         expected: &'static str,
     },
+    /// A token that the constraint does not allow.
+    #[error("{0}")]
+    Constraint(#[from] ConstraintError),
     /// The engine has ended; with its reason.
     #[error("the engine has stopped: {0}")]
     Stopped(String),
@@ -148,16 +152,20 @@ impl Engine {
         reservation: Reservation,
         prompt: Vec<u32>,
         first: &SampledToken,
-        sampling: Sampling,
+        mut sampling: Sampling,
     ) -> Result<Sequence, SubmitError> {
         self.check_sampling(&sampling)?;
         self.check_tokens(&prompt)?;
         self.check_tokens(&[first.token.id])?;
+        let stop = match &mut sampling.constraint {
+            Some(constraint) => is_end(&sampling.stop_ids, constraint, first.token.id)?,
+            None => sampling.stop_ids.contains(&first.token.id),
+        };
         let from = Continuation {
             first: first.token.id,
             generated: first.position.saturating_sub(sampling.first_position).saturating_add(1),
             max_tokens: sampling.max_tokens,
-            stop: sampling.stop_ids.contains(&first.token.id),
+            stop,
             prompt,
         };
         let positions = self.inner.limits.positions(from.prompt.len(), from.max_tokens)?;
@@ -255,6 +263,7 @@ impl Engine {
             top_logprobs,
             first_position: _,
             shaping: Shaping { bias, min_tokens: _, penalties, top_k: _, min_p },
+            constraint: _,
         } = sampling;
         let bad = |field, value, expected| Err(SubmitError::BadSampling { field, value, expected });
         if *max_tokens == 0 {

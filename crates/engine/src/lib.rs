@@ -4,6 +4,7 @@
 mod checkpoint;
 mod clipped;
 mod collective;
+mod constraint;
 pub mod convert;
 mod cpu;
 mod cuda;
@@ -23,6 +24,7 @@ mod step_loop;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use clipped::RowsClipped;
 pub use collective::{Collective, CollectiveError, GIVEN_AHEAD, LocalRank, Remote};
+pub use constraint::{Constraint, ConstraintError, TokenMask};
 pub use cpu::{Columns, CpuModel, CpuRanks, LoadError, LoadOptions, ModelInfo, RunningRanks};
 pub use cuda::{CudaDevice, CudaError, cuda_devices};
 pub use engine::{Engine, SubmitError};

@@ -9,8 +9,8 @@ use std::time::Instant;
 use herd_scheduler::{Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, Started, StepPlan};
 
 use crate::inbox::{Command, Reporter, Shared};
-use crate::sampler::sample;
-use crate::{Event, Executor, FinishReason, History, Observer, SampledToken, StepDone};
+use crate::sampler::{SampleError, sample_next};
+use crate::{Constraint, Event, Executor, FinishReason, History, Observer, SampledToken, StepDone};
 
 pub(crate) struct StepLoop {
     scheduler: Scheduler,
@@ -34,6 +34,8 @@ struct Running {
     last_token: Option<Instant>,
     /// Where its sampling asks for it.
     history: Option<History>,
+    /// Of its sampling, after the tokens that have come.
+    constraint: Option<Box<dyn Constraint>>,
 }
 
 impl StepLoop {
@@ -122,7 +124,7 @@ impl StepLoop {
                 match self.scheduler.decode(id, from) {
                     Ok(None) => {}
                     Ok(Some(ended)) => self.events.push((id, Event::Finished(reason(ended)))),
-                    Err(refused) => self.fail(id, refused.to_string()),
+                    Err(refused) => self.fail(id, Event::Failed(refused.to_string())),
                 }
             }
             Command::Release(id) => {
@@ -138,18 +140,20 @@ impl StepLoop {
         id: SequenceId,
         prompt_tokens: usize,
         prompt: &[u32],
-        reporter: Reporter,
+        mut reporter: Reporter,
         queued: Option<Instant>,
     ) {
         let position = reporter.sampling.as_ref().map_or(0, |sampling| sampling.first_position);
         let history = reporter.sampling.as_ref().and_then(|sampling| History::new(sampling, prompt));
-        let running = Running { reporter, prompt_tokens, position, queued, last_token: None, history };
+        let constraint = reporter.sampling.as_mut().and_then(|sampling| sampling.constraint.take());
+        let running =
+            Running { reporter, prompt_tokens, position, queued, last_token: None, history, constraint };
         self.sequences.insert(id, running);
     }
 
-    fn fail(&mut self, id: SequenceId, why: String) {
+    fn fail(&mut self, id: SequenceId, why: Event) {
         self.scheduler.release(id);
-        self.events.push((id, Event::Failed(why)));
+        self.events.push((id, why));
     }
 
     /// Draws a token from every row of logits of a step that is done.
@@ -171,21 +175,24 @@ impl StepLoop {
                 self.events.push((id, Event::Computed { computed }));
             }
             if let (Some(row), Some(sampling)) = (row, &running.reporter.sampling) {
-                match sample(row, sampling, running.position, running.history.as_ref()) {
-                    Ok(sampled) => {
+                let (history, constraint) = (running.history.as_ref(), running.constraint.as_mut());
+                match sample_next(row, sampling, running.position, history, constraint) {
+                    Ok((sampled, stop)) => {
                         running.position += 1;
                         if let Some(last) = running.last_token.replace(now) {
                             self.observer.token(now.saturating_duration_since(last));
                         }
                         let SampledToken { token, .. } = sampled;
-                        let stop = sampling.stop_ids.contains(&token.id);
                         running.remember(token.id);
                         self.events.push((id, Event::Token(sampled)));
                         if let Some(ended) = self.scheduler.sampled(id, token.id, stop) {
                             self.events.push((id, Event::Finished(reason(ended))));
                         }
                     }
-                    Err(error) => self.fail(id, error.to_string()),
+                    Err(SampleError::Constraint(error)) => {
+                        self.fail(id, Event::Unsatisfiable(error.to_string()));
+                    }
+                    Err(error) => self.fail(id, Event::Failed(error.to_string())),
                 }
             }
         }
@@ -196,7 +203,7 @@ impl StepLoop {
     fn report(&mut self) {
         self.shared.publish(self.scheduler.load(), self.scheduler.counters());
         for (id, event) in self.events.drain(..) {
-            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+            let last = matches!(event, Event::Finished(_) | Event::Failed(_) | Event::Unsatisfiable(_));
             if let Some(running) = self.sequences.get(&id) {
                 running.send(event);
             }

@@ -27,3 +27,4 @@ pub use error::TextError;
 pub use model::TextModel;
 pub use stop::{MAX_STOP_BYTES, MAX_STOPS};
 pub use stream::{OutputStream, Piece};
+pub use vocabulary::Vocabulary;

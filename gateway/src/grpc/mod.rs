@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use futures::stream::{Stream, StreamExt};
 use herd_listen::Bounded;
+use herd_proto::internal::v1::grammar::Kind;
+use herd_proto::internal::v1::{Choices, Grammar};
 use herd_proto::v1::inference_server::{Inference, InferenceServer};
 use herd_proto::v1::{self as wire, GenerateEvent, GenerateRequest, ListModelsRequest, ListModelsResponse};
 use herd_text::Message;
@@ -21,7 +23,7 @@ use tonic::{Request, Response, Status};
 use crate::RequestError;
 use crate::gateway::{GatewayError, Parts, Submitted};
 use crate::observe::Api;
-use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest, ShapingRequest};
+use crate::request::{FieldNames, GenerationRequest, GrammarRequest, Input, SamplingRequest, ShapingRequest};
 use crate::request_id;
 use crate::task::OwnedTask;
 
@@ -191,6 +193,7 @@ fn convert(
         frequency_penalty,
         logit_bias,
         min_tokens,
+        structured_output,
     } = sampling.unwrap_or_default();
     let max_tokens = max_tokens.map(u64::from);
     let shaping = ShapingRequest {
@@ -202,8 +205,9 @@ fn convert(
         logit_bias: logit_bias.into_iter().collect(),
         min_tokens: u64::from(min_tokens),
     };
+    let grammar = structured_output.map(grammar);
     let sampling =
-        SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos, shaping };
+        SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos, shaping, grammar };
     Ok(GenerationRequest {
         model,
         inputs: vec![input],
@@ -213,6 +217,18 @@ fn convert(
         deadline,
         names: NAMES,
     })
+}
+
+fn grammar(output: wire::sampling::StructuredOutput) -> GrammarRequest {
+    use wire::sampling::StructuredOutput as Output;
+    let (field, kind) = match output {
+        Output::JsonSchema(text) => ("json_schema", Kind::JsonSchema(text)),
+        Output::Regex(text) => ("regex", Kind::Regex(text)),
+        Output::Grammar(text) => ("grammar", Kind::Lark(text)),
+        Output::Choice(wire::Choices { texts }) => ("choice", Kind::Choices(Choices { texts })),
+    };
+    let field = format!("{}{field}", NAMES.sampling);
+    GrammarRequest { field, grammar: Grammar { kind: Some(kind) } }
 }
 
 /// `grpc-timeout`, as the gRPC over HTTP/2 specification has it.

@@ -8,6 +8,7 @@ mod fields;
 mod models;
 mod request;
 mod sse;
+mod structured;
 mod usage;
 
 use std::sync::Arc;

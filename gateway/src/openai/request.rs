@@ -4,6 +4,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::fields::{Fields, wrong};
+use super::structured;
 use crate::RequestError;
 use crate::request::{FieldNames, GenerationRequest, Input, SamplingRequest, ShapingRequest};
 
@@ -13,7 +14,6 @@ const UNSERVED: &[(&str, &[&str])] = &[
     ("tool_choice", &["\"none\"", "\"auto\""]),
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
-    ("response_format", &[r#"{"type":"text"}"#]),
     ("stop_token_ids", &["[]"]),
     ("include_stop_str_in_output", &["false"]),
     ("skip_special_tokens", &["true"]),
@@ -24,7 +24,6 @@ const UNSERVED: &[(&str, &[&str])] = &[
     ("web_search_options", &[]),
     ("reasoning_effort", &["\"none\""]),
     ("store", &["false"]),
-    ("structured_outputs", &[]),
     ("guided_json", &[]),
     ("guided_regex", &[]),
     ("guided_choice", &["[]"]),
@@ -137,6 +136,7 @@ pub(crate) fn parse(
             logit_bias: logit_bias(fields.take("logit_bias"))?,
             min_tokens: fields.count("min_tokens")?.unwrap_or(0),
         },
+        grammar: structured::grammar(&mut fields)?,
     };
     let stream = fields.bool("stream")?;
     let mut delivery =

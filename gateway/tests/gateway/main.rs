@@ -16,6 +16,7 @@ mod page;
 mod refusals;
 mod routing;
 mod streams;
+mod structured;
 mod support;
 mod waiting;
 mod workers;

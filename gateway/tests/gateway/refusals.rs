@@ -124,9 +124,8 @@ async fn fields_that_are_not_served_yet_are_refused_unless_they_ask_for_nothing(
     let asking = [
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("required")),
-        ("response_format", json!({"type": "json_object"})),
         ("stop_token_ids", json!([5])),
-        ("structured_outputs", json!({})),
+        ("guided_json", json!({})),
         ("echo", json!(true)),
         ("suffix", json!("end")),
         ("best_of", json!(2)),

@@ -174,6 +174,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32) -> DecodeRequest {
             top_logprobs: Some(3),
             first_position: 0,
             shaping: None,
+            grammar: None,
         }),
         prefill_peer: String::new(),
         prefill_epoch: 0,

@@ -46,6 +46,7 @@ fn greedy(max_tokens: usize) -> Sampling {
         top_logprobs: 0,
         first_position: 0,
         shaping: Shaping::default(),
+        constraint: None,
     }
 }
 

@@ -38,7 +38,7 @@ async fn prefilled(
             Event::Token(token) => first = Some(token),
             Event::Finished(_) => return (sequence, table.unwrap(), first.unwrap()),
             Event::Computed { .. } => {}
-            Event::Failed(reason) => panic!("{reason}"),
+            Event::Failed(reason) | Event::Unsatisfiable(reason) => panic!("{reason}"),
         }
     }
 }

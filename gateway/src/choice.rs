@@ -74,9 +74,8 @@ impl Choice<'_> {
     /// Runs to the end, sending events.
     pub(crate) async fn run(&self) -> Result<(), RequestError> {
         let sampling = &self.generation.sampling;
-        let transcript =
-            Transcript::new(&self.generation.model.text, sampling.stop.clone(), sampling.logprobs.is_some())
-                .map_err(|error| RequestError::Failed(error.to_string()))?;
+        let transcript = Transcript::new(&self.generation.model.text, sampling)
+            .map_err(|error| RequestError::Failed(error.to_string()))?;
         let mut said = Said { started: false, transcript, ids: Vec::new(), last: None };
         let mut tried = Tried::default();
         let (mut attempt, mut resumed) = (0, 0);

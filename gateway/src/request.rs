@@ -47,6 +47,10 @@ pub(crate) struct SamplingRequest {
     pub(crate) seed: Option<u64>,
     /// Each ends the text.
     pub(crate) stop: Vec<String>,
+    /// Each ends the answer, beside the model's own.
+    pub(crate) stop_token_ids: Vec<u32>,
+    /// Whether what ended the text is part of it.
+    pub(crate) include_stop: bool,
     /// Present: log probabilities, with this many alternatives.
     pub(crate) logprobs: Option<u32>,
     /// Go on past end-of-sequence tokens.
@@ -79,7 +83,7 @@ pub(crate) struct ShapingRequest {
     pub(crate) frequency_penalty: f32,
     /// By token id.
     pub(crate) logit_bias: Vec<(u32, f32)>,
-    /// Without an end-of-sequence token.
+    /// Without an end-of-sequence token, a stop token or a stop string.
     pub(crate) min_tokens: u64,
 }
 

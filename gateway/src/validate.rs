@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use herd_proto::internal::v1 as wire;
-use herd_text::{OutputStream, TextError};
+use herd_text::{OutputStream, Stops, TextError};
 use prost::Message as _;
 use tokio::time::Instant;
 
@@ -13,6 +13,9 @@ use crate::{Limits, RequestError};
 
 /// Alternatives a token, at most.
 pub const MAX_LOGPROBS: u32 = 20;
+
+/// Stop tokens of a request, at most.
+const MAX_STOP_TOKENS: usize = 128;
 
 /// Bytes of a grammar, at most: as many as gangs compile.
 const MAX_GRAMMAR_BYTES: usize = 128 << 10;
@@ -41,7 +44,7 @@ pub(crate) struct ValidatedSampling {
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
     pub(crate) seed: u64,
-    pub(crate) stop: Vec<String>,
+    pub(crate) stops: Stops,
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) logprobs: Option<u32>,
     pub(crate) shaping: wire::Shaping,
@@ -71,6 +74,8 @@ pub(crate) fn validate(
         top_p,
         seed,
         stop,
+        stop_token_ids,
+        include_stop,
         logprobs,
         ignore_eos,
         shaping,
@@ -99,7 +104,9 @@ pub(crate) fn validate(
     }
     let shaping = check_shaping(shaping, names.sampling, max_tokens, model.text.vocab_size())?;
     check_grammar(grammar.as_ref())?;
-    OutputStream::new(&model.text, stop.clone()).map_err(|error| text_error(&names, &error))?;
+    let min_tokens = shaping.min_tokens as usize;
+    let stops = Stops { strings: stop, included: include_stop, min_tokens };
+    OutputStream::new(&model.text, stops.clone()).map_err(|error| text_error(&names, &error))?;
     let prompts = inputs
         .into_iter()
         .map(|input| {
@@ -108,11 +115,26 @@ pub(crate) fn validate(
             Ok(ValidatedPrompt { tokens, max_tokens })
         })
         .collect::<Result<Vec<_>, RequestError>>()?;
-    let stop_ids = if ignore_eos { Vec::new() } else { model.text.stop_ids().to_vec() };
+    let mut stop_ids = if ignore_eos { Vec::new() } else { model.text.stop_ids().to_vec() };
+    stop_ids.extend(check_stop_tokens(stop_token_ids, names.sampling, model.text.vocab_size())?);
     let seed = seed.unwrap_or(drawn_seed);
     let sampling =
-        ValidatedSampling { temperature, top_p, seed, stop, stop_ids, logprobs, shaping, grammar };
+        ValidatedSampling { temperature, top_p, seed, stops, stop_ids, logprobs, shaping, grammar };
     Ok(ValidatedGeneration { model, prompts, n, sampling, request_id, deadline })
+}
+
+/// `prefix` stands before the name of the field.
+fn check_stop_tokens(ids: Vec<u32>, prefix: &str, vocab_size: usize) -> Result<Vec<u32>, RequestError> {
+    let field = format!("{prefix}stop_token_ids");
+    if ids.len() > MAX_STOP_TOKENS {
+        let message = format!("{field} has {} tokens, at most {MAX_STOP_TOKENS} are allowed", ids.len());
+        return Err(RequestError::invalid(field, message));
+    }
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+        let message = format!("{field}: token {id} is not in the vocabulary of {vocab_size} tokens");
+        return Err(RequestError::invalid(field, message));
+    }
+    Ok(ids)
 }
 
 /// Of a grammar only its size: a gang compiles it, and says what is wrong with it.

@@ -194,6 +194,8 @@ fn convert(
         logit_bias,
         min_tokens,
         structured_output,
+        stop_token_ids,
+        include_stop_str_in_output,
     } = sampling.unwrap_or_default();
     let max_tokens = max_tokens.map(u64::from);
     let shaping = ShapingRequest {
@@ -206,8 +208,19 @@ fn convert(
         min_tokens: u64::from(min_tokens),
     };
     let grammar = structured_output.map(grammar);
-    let sampling =
-        SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos, shaping, grammar };
+    let sampling = SamplingRequest {
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        stop,
+        stop_token_ids,
+        include_stop: include_stop_str_in_output,
+        logprobs,
+        ignore_eos,
+        shaping,
+        grammar,
+    };
     Ok(GenerationRequest {
         model,
         inputs: vec![input],

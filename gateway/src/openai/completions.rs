@@ -5,7 +5,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::answer::{About, Method, finish_reason};
-use super::fields::wrong;
+use super::fields::{token_ids, wrong};
 use super::request::{Own, Parsed, parse};
 use super::usage::{Usage, UsageField};
 use crate::RequestError;
@@ -59,14 +59,6 @@ fn prompts(value: Option<Value>) -> Result<Vec<Input>, RequestError> {
             })
             .collect(),
     }
-}
-
-fn token_ids(path: &str, values: Vec<Value>) -> Result<Vec<u32>, RequestError> {
-    let id = |(index, value): (usize, Value)| {
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| wrong(&format!("{path}[{index}]"), "a token id", &value))
-    };
-    values.into_iter().enumerate().map(id).collect()
 }
 
 /// The answers of this method.

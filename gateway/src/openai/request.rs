@@ -14,8 +14,6 @@ const UNSERVED: &[(&str, &[&str])] = &[
     ("tool_choice", &["\"none\"", "\"auto\""]),
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
-    ("stop_token_ids", &["[]"]),
-    ("include_stop_str_in_output", &["false"]),
     ("skip_special_tokens", &["true"]),
     ("spaces_between_special_tokens", &["true"]),
     ("modalities", &[r#"["text"]"#]),
@@ -125,6 +123,8 @@ pub(crate) fn parse(
         top_p: fields.number("top_p")?,
         seed: fields.seed("seed")?,
         stop: fields.strings("stop")?,
+        stop_token_ids: fields.token_ids("stop_token_ids")?,
+        include_stop: fields.bool("include_stop_str_in_output")?,
         logprobs,
         ignore_eos: fields.bool("ignore_eos")?,
         shaping: ShapingRequest {

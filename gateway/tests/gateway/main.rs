@@ -15,6 +15,7 @@ mod overload;
 mod page;
 mod refusals;
 mod routing;
+mod stops;
 mod streams;
 mod structured;
 mod support;

@@ -63,6 +63,13 @@ async fn bad_values_are_refused_by_name() {
         (json!({"logit_bias": {"5": 100.1}}), "logit_bias"),
         (json!({"logit_bias": {"1024": 1}}), "logit_bias"),
         (json!({"min_tokens": 4, "max_tokens": 3}), "min_tokens"),
+        (json!({"stop_token_ids": 5}), "stop_token_ids"),
+        (json!({"stop_token_ids": [5, -1]}), "stop_token_ids[1]"),
+        (json!({"stop_token_ids": [1024]}), "stop_token_ids"),
+        (json!({"stop_token_ids": vec![5; 129]}), "stop_token_ids"),
+        (json!({"include_stop_str_in_output": "yes"}), "include_stop_str_in_output"),
+        (json!({"response_format": "json"}), "response_format"),
+        (json!({"structured_outputs": {"regex": 5}}), "structured_outputs.regex"),
     ];
     for (more, field) in both {
         for path in [CHAT, COMPLETIONS] {
@@ -124,7 +131,6 @@ async fn fields_that_are_not_served_yet_are_refused_unless_they_ask_for_nothing(
     let asking = [
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("required")),
-        ("stop_token_ids", json!([5])),
         ("guided_json", json!({})),
         ("echo", json!(true)),
         ("suffix", json!("end")),

@@ -67,8 +67,7 @@ async fn answers_have_the_shape_that_was_asked_for() {
     let unified = fake(&[Role::Unified]).await;
     let apart = fake(&[Role::Prefill, Role::Decode]).await;
     let lark = "start: \"<\" word (\" \" word){0,3} \">\"\nword: /[a-c]{1,3}/";
-    let any: Matches<'_> =
-        &|text| serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object());
+    let any: Matches<'_> = &|text| serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object());
     let words: Matches<'_> = &|text| {
         let inner = text.strip_prefix('<').and_then(|text| text.strip_suffix('>'));
         inner.is_some_and(|inner| {
@@ -152,12 +151,17 @@ async fn an_answer_keeps_its_shape_when_its_gangs_are_lost() {
 async fn a_grammar_that_cannot_be_used_is_the_clients_to_mend() {
     for roles in [&[Role::Unified][..], &[Role::Prefill, Role::Decode]] {
         let fleet = fake(roles).await;
-        let schema = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}});
+        let schema =
+            json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}});
         let long = "a".repeat(200_000);
         for (more, field, says) in [
             (json!({"response_format": schema}), "response_format.json_schema.schema", "thing"),
             (json!({"response_format": {"type": "xml"}}), "response_format.type", "xml"),
-            (json!({"structured_outputs": {"regex": "(a"}}), "structured_outputs.regex", "regular expression"),
+            (
+                json!({"structured_outputs": {"regex": "(a"}}),
+                "structured_outputs.regex",
+                "regular expression",
+            ),
             (json!({"structured_outputs": {"regex": long}}), "structured_outputs.regex", "131072"),
             (json!({"structured_outputs": {"grammar": "begin: x"}}), "structured_outputs.grammar", "grammar"),
             (json!({"structured_outputs": {"choice": []}}), "structured_outputs.choice", "choice is empty"),
@@ -167,7 +171,10 @@ async fn a_grammar_that_cannot_be_used_is_the_clients_to_mend() {
             assert_eq!(param, field, "{message}");
             assert!(message.contains(field) && message.contains(says), "{message}");
         }
-        let bad = Sampling { structured_output: Some(StructuredOutput::Regex("[".to_owned())), ..Sampling::default() };
+        let bad = Sampling {
+            structured_output: Some(StructuredOutput::Regex("[".to_owned())),
+            ..Sampling::default()
+        };
         let bad = GenerateRequest { sampling: Some(bad), ..grpc::text("x") };
         let status = fleet.running.grpc().await.generate(bad).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);

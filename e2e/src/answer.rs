@@ -77,6 +77,7 @@ impl Open {
                 ensure!(position as usize == self.ids.len(), "{position} tokens of {} came", self.ids.len());
                 self.finished = Some(finished);
             }
+            Some(Event::Prompt(_)) => bail!("how likely the prompt is was not asked for"),
             None => bail!("an event of a kind that is not known"),
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! What either front door asks for, before it is checked.
 
+use herd_proto::internal::v1::Grammar;
 use herd_text::Message;
 use tokio::time::Instant;
 
@@ -12,6 +13,8 @@ pub(crate) struct GenerationRequest {
     pub(crate) inputs: Vec<Input>,
     /// Choices an input.
     pub(crate) n: u32,
+    /// Absent: `n`. So many choices an input are computed, and the likeliest ones are the answer.
+    pub(crate) best_of: Option<u32>,
     /// How to draw tokens and when to stop.
     pub(crate) sampling: SamplingRequest,
     /// How it stands among others.
@@ -57,12 +60,27 @@ pub(crate) struct SamplingRequest {
     pub(crate) seed: Option<u64>,
     /// Each ends the text.
     pub(crate) stop: Vec<String>,
+    /// Each ends the answer, beside the model's own.
+    pub(crate) stop_token_ids: Vec<u32>,
+    /// Whether what ended the text is part of it.
+    pub(crate) include_stop: bool,
     /// Present: log probabilities, with this many alternatives.
     pub(crate) logprobs: Option<u32>,
+    /// Present: log probabilities of the prompt's tokens, with this many alternatives.
+    pub(crate) prompt_logprobs: Option<u32>,
     /// Go on past end-of-sequence tokens.
     pub(crate) ignore_eos: bool,
     /// What is done to the logits.
     pub(crate) shaping: ShapingRequest,
+    /// What the answer has to match.
+    pub(crate) grammar: Option<GrammarRequest>,
+}
+
+/// A grammar, and what this front door calls the field it came in.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct GrammarRequest {
+    pub(crate) field: String,
+    pub(crate) grammar: Grammar,
 }
 
 /// What is done to logits before a token is drawn; absent and 0 are nothing, unless said otherwise.
@@ -80,7 +98,7 @@ pub(crate) struct ShapingRequest {
     pub(crate) frequency_penalty: f32,
     /// By token id.
     pub(crate) logit_bias: Vec<(u32, f32)>,
-    /// Without an end-of-sequence token.
+    /// Without an end-of-sequence token, a stop token or a stop string.
     pub(crate) min_tokens: u64,
 }
 

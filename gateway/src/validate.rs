@@ -3,12 +3,13 @@
 use std::time::SystemTime;
 
 use herd_proto::internal::v1 as wire;
-use herd_text::{OutputStream, TextError};
+use herd_text::{OutputStream, Stops, TextError};
+use prost::Message as _;
 use tokio::time::Instant;
 
 use crate::fleet::Model;
 use crate::request::{
-    FieldNames, GenerationRequest, Input, SamplingRequest, SchedulingRequest, ShapingRequest,
+    FieldNames, GenerationRequest, GrammarRequest, Input, SamplingRequest, SchedulingRequest, ShapingRequest,
 };
 use crate::{Limits, RequestError};
 
@@ -17,6 +18,11 @@ pub const MAX_LOGPROBS: u32 = 20;
 
 /// Bytes of a cache salt, at most: of a hash or an identifier.
 const MAX_CACHE_SALT: usize = 256;
+/// Stop tokens of a request, at most.
+const MAX_STOP_TOKENS: usize = 128;
+
+/// Bytes of a grammar, at most: as many as gangs compile.
+const MAX_GRAMMAR_BYTES: usize = 128 << 10;
 
 /// Tokens whose logits a request changes, at most.
 const MAX_LOGIT_BIAS: usize = 1024;
@@ -25,7 +31,9 @@ const MAX_LOGIT_BIAS: usize = 1024;
 pub(crate) struct ValidatedGeneration {
     pub(crate) model: Model,
     pub(crate) prompts: Vec<ValidatedPrompt>,
+    /// Choices of a prompt that are wanted, and that are computed: no fewer.
     pub(crate) n: u32,
+    pub(crate) best_of: u32,
     pub(crate) sampling: ValidatedSampling,
     pub(crate) scheduling: SchedulingRequest,
     pub(crate) request_id: String,
@@ -43,16 +51,18 @@ pub(crate) struct ValidatedSampling {
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
     pub(crate) seed: u64,
-    pub(crate) stop: Vec<String>,
+    pub(crate) stops: Stops,
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) logprobs: Option<u32>,
+    pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) shaping: wire::Shaping,
+    pub(crate) grammar: Option<GrammarRequest>,
 }
 
 impl ValidatedGeneration {
-    /// Choices over all prompts; choice `c` is of prompt `c / n`.
+    /// Choices computed over all prompts; choice `c` is of prompt `c / best_of`.
     pub(crate) fn choices(&self) -> u32 {
-        self.prompts.len() as u32 * self.n
+        self.prompts.len() as u32 * self.best_of
     }
 }
 
@@ -65,22 +75,40 @@ pub(crate) fn validate(
     now: SystemTime,
     drawn_seed: u64,
 ) -> Result<ValidatedGeneration, RequestError> {
-    let GenerationRequest { model: _, inputs, n, sampling, scheduling, request_id, deadline, names } =
+    let GenerationRequest { model: _, inputs, n, best_of, sampling, scheduling, request_id, deadline, names } =
         request;
     let salt = scheduling.cache_salt.len();
     if salt > MAX_CACHE_SALT {
         let message = format!("cache_salt has {salt} bytes, at most {MAX_CACHE_SALT} are allowed");
         return Err(RequestError::invalid("cache_salt", message));
     }
-    let SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos, shaping } =
-        sampling;
-    let choices = (inputs.len() as u64) * u64::from(n);
+    let SamplingRequest {
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        stop,
+        stop_token_ids,
+        include_stop,
+        logprobs,
+        prompt_logprobs,
+        ignore_eos,
+        shaping,
+        grammar,
+    } = sampling;
+    let (field, computed) = best_of.map_or((names.n, n), |best_of| ("best_of", best_of));
+    if computed < n {
+        let message = format!("best_of is {computed}, fewer than the {n} choices that {} asks for", names.n);
+        return Err(RequestError::invalid(field, message));
+    }
+    let choices = (inputs.len() as u64) * u64::from(computed);
     if n == 0 || choices > limits.choices as u64 {
+        let field = if n == 0 { names.n } else { field };
         let message = format!(
-            "{} must be at least 1 and give at most {} choices over all prompts; it gives {choices}",
-            names.n, limits.choices
+            "{field} must be at least 1 and give at most {} choices over all prompts; it gives {choices}",
+            limits.choices
         );
-        return Err(RequestError::invalid(names.n, message));
+        return Err(RequestError::invalid(field, message));
     }
     let temperature = in_range(names.temperature, temperature.unwrap_or(1.0), 0.0, 2.0)?;
     let top_p = in_range(names.top_p, top_p.unwrap_or(1.0), 0.0, 1.0)?;
@@ -91,12 +119,22 @@ pub(crate) fn validate(
         let message = format!("{} must be at most {MAX_LOGPROBS}, not {logprobs}", names.logprobs);
         return Err(RequestError::invalid(names.logprobs, message));
     }
+    if let Some(top) = prompt_logprobs.filter(|&top| top > MAX_LOGPROBS) {
+        let field = format!("{}prompt_logprobs", names.sampling);
+        return Err(RequestError::invalid(
+            &field,
+            format!("{field} must be at most {MAX_LOGPROBS}, not {top}"),
+        ));
+    }
     if max_tokens == Some(0) {
         let message = format!("{} must be at least 1", names.max_tokens);
         return Err(RequestError::invalid(names.max_tokens, message));
     }
     let shaping = check_shaping(shaping, names.sampling, max_tokens, model.text.vocab_size())?;
-    OutputStream::new(&model.text, stop.clone()).map_err(|error| text_error(&names, &error))?;
+    check_grammar(grammar.as_ref())?;
+    let min_tokens = shaping.min_tokens as usize;
+    let stops = Stops { strings: stop, included: include_stop, min_tokens };
+    OutputStream::new(&model.text, stops.clone()).map_err(|error| text_error(&names, &error))?;
     let prompts = inputs
         .into_iter()
         .map(|input| {
@@ -105,10 +143,55 @@ pub(crate) fn validate(
             Ok(ValidatedPrompt { tokens, max_tokens })
         })
         .collect::<Result<Vec<_>, RequestError>>()?;
-    let stop_ids = if ignore_eos { Vec::new() } else { model.text.stop_ids().to_vec() };
+    let mut stop_ids = if ignore_eos { Vec::new() } else { model.text.stop_ids().to_vec() };
+    stop_ids.extend(check_stop_tokens(stop_token_ids, names.sampling, model.text.vocab_size())?);
     let seed = seed.unwrap_or(drawn_seed);
-    let sampling = ValidatedSampling { temperature, top_p, seed, stop, stop_ids, logprobs, shaping };
-    Ok(ValidatedGeneration { model, prompts, n, sampling, scheduling, request_id, deadline })
+    let sampling = ValidatedSampling {
+        temperature,
+        top_p,
+        seed,
+        stops,
+        stop_ids,
+        logprobs,
+        prompt_logprobs,
+        shaping,
+        grammar,
+    };
+    Ok(ValidatedGeneration {
+        model,
+        prompts,
+        n,
+        best_of: computed,
+        sampling,
+        scheduling,
+        request_id,
+        deadline,
+    })
+}
+
+/// `prefix` stands before the name of the field.
+fn check_stop_tokens(ids: Vec<u32>, prefix: &str, vocab_size: usize) -> Result<Vec<u32>, RequestError> {
+    let field = format!("{prefix}stop_token_ids");
+    if ids.len() > MAX_STOP_TOKENS {
+        let message = format!("{field} has {} tokens, at most {MAX_STOP_TOKENS} are allowed", ids.len());
+        return Err(RequestError::invalid(field, message));
+    }
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+        let message = format!("{field}: token {id} is not in the vocabulary of {vocab_size} tokens");
+        return Err(RequestError::invalid(field, message));
+    }
+    Ok(ids)
+}
+
+/// Of a grammar only its size: a gang compiles it, and says what is wrong with it.
+fn check_grammar(grammar: Option<&GrammarRequest>) -> Result<(), RequestError> {
+    let Some(GrammarRequest { field, grammar }) = grammar else { return Ok(()) };
+    let bytes = grammar.encoded_len();
+    if bytes <= MAX_GRAMMAR_BYTES {
+        return Ok(());
+    }
+    let message = format!("{field} has {bytes} bytes; at most {MAX_GRAMMAR_BYTES} are compiled");
+    Err(RequestError::invalid(field, message))
 }
 
 /// `prefix` stands before the names of the fields.

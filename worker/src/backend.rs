@@ -12,6 +12,7 @@ use herd_model::{
 };
 
 use crate::error::WorkerError;
+use crate::grammars::Grammars;
 use crate::lease::Transfers;
 use crate::metrics::Metrics;
 use crate::options::{Backend, CpuBackend, FakeBackend, GangPart, KvSize, WorkerLimits};
@@ -32,6 +33,7 @@ pub(crate) struct Model {
     pub(crate) block_tokens: usize,
     /// Where the bundle's files are.
     pub(crate) bundle: Option<PathBuf>,
+    pub(crate) grammars: Arc<Grammars>,
     /// Counted by the first rank of this process.
     pub(crate) clipped: RowsClipped,
 }
@@ -163,6 +165,7 @@ fn about(backend: &CpuBackend, info: &ModelInfo, clipped: RowsClipped) -> Model 
         kv_blocks,
         host_blocks,
         block_tokens: BLOCK_TOKENS,
+        grammars: Arc::new(Grammars::new(bundle.clone())),
         bundle,
         clipped,
     }
@@ -228,6 +231,7 @@ fn load_fake(backend: FakeBackend) -> Result<(Box<dyn Executor>, Model), WorkerE
         kv_blocks,
         host_blocks,
         block_tokens,
+        grammars: Arc::new(Grammars::new(bundle.clone())),
         bundle,
         clipped: RowsClipped::default(),
     };

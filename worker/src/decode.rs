@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use herd_engine::{Event, Reservation, SampledToken, Sequence, SubmitError};
+use herd_engine::{Event, FinishReason, Reservation, SampledToken, Sequence, SubmitError};
 use herd_proto::internal::v1 as wire;
 use herd_proto::internal::v1::decode_event::Event as WireEvent;
 use herd_proto::internal::v1::prefill_event::Event as PrefillEvent;
@@ -15,10 +15,13 @@ use tonic::{Status, Streaming};
 
 use crate::drain::Ticket;
 use crate::gang::Gang;
+use crate::grammars::refused;
 use crate::lease::{Ask, Transfer};
 use crate::metrics::{Call, Stopwatch};
 use crate::refusal::{no_kv_blocks, prefill_failed, refuse};
-use crate::request::{ValidatedRequest, Work, finished_to, sampling_to, scheduling, token_from, token_to};
+use crate::request::{
+    ValidatedRequest, Work, finished_to, prompt_to, sampling_to, scheduling, token_from, token_to,
+};
 use crate::stream::{Messages, TaskStream};
 
 /// For a prefill leader to take or refuse a request, connecting included. It only puts it into its queue.
@@ -36,15 +39,25 @@ pub(crate) async fn decode(
     let stopwatch = Stopwatch::start(&gang.metrics);
     let wire::DecodeRequest { context, prompt, sampling, prefill_peer, prefill_epoch } = request;
     gang.identity.check(&context.clone().unwrap_or_default())?;
-    let request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::Whole)?;
+    let mut request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::Whole)?;
     let ticket = gang.admission.enter()?;
-    let stream = if prefill_peer.is_empty() {
+    let stream = if request.constrain(&gang.model.grammars).await? {
+        whole(gang, ticket)
+    } else if prefill_peer.is_empty() {
         unified(gang, ticket, request, deadline, stopwatch)?
     } else {
         split(gang, ticket, request, deadline, (prefill_peer, prefill_epoch), stopwatch).await?
     };
     gang.metrics.request(Call::Decode);
     Ok(stream)
+}
+
+/// A choice whose text is whole: only the word that it is all was lost.
+fn whole(gang: &Arc<Gang>, ticket: Ticket) -> TaskStream<wire::DecodeEvent> {
+    TaskStream::spawn(&gang.admission, ticket, None, async move |messages| {
+        let event = Some(WireEvent::Finished(finished_to(FinishReason::Stop, 0)));
+        messages.send(wire::DecodeEvent { event }).await
+    })
 }
 
 fn unified(
@@ -54,7 +67,7 @@ fn unified(
     deadline: Option<Instant>,
     stopwatch: Stopwatch,
 ) -> Result<TaskStream<wire::DecodeEvent>, Status> {
-    let ValidatedRequest { context, prompt, sampling } = request;
+    let ValidatedRequest { context, prompt, sampling, grammar: _ } = request;
     let engine = gang.engine.scheduled(scheduling(&context));
     let sequence = engine.generate(prompt, sampling).map_err(|error| refuse(&error))?;
     Ok(TaskStream::spawn(&gang.admission, ticket, deadline, move |messages| {
@@ -86,7 +99,7 @@ async fn split(
             ..request.context.clone()
         }),
         prompt: request.prompt.clone(),
-        sampling: Some(sampling_to(&request.sampling)),
+        sampling: Some(sampling_to(&request.sampling, request.grammar.as_ref())),
         transfer: transfer.id,
         decode_peer: gang.endpoint.clone(),
         decode_epoch: gang.identity.epoch,
@@ -171,7 +184,7 @@ impl Owner {
         let Received { first, reservation, cached_tokens } = received?;
         let Self { gang, request, peer: _, transfer, events, mut stopwatch } = self;
         drop((transfer, events));
-        let ValidatedRequest { context: _, prompt, sampling } = request;
+        let ValidatedRequest { context: _, prompt, sampling, grammar: _ } = request;
         let sequence =
             gang.engine.decode(reservation, prompt, &first, sampling).map_err(|error| refuse(&error))?;
         stopwatch.token();
@@ -190,6 +203,7 @@ impl Owner {
                     PrefillEvent::Started(wire::Started { cached_tokens }) => {
                         messages.send(started(cached_tokens)).await?;
                     }
+                    PrefillEvent::Prompt(tokens) => messages.send(prompt(tokens)).await?,
                     PrefillEvent::Done(wire::PrefillDone { first, cached_tokens }) => {
                         let first = first.ok_or_else(|| self.failed("done without a first token"))?;
                         break (first, cached_tokens);
@@ -310,6 +324,10 @@ fn started(cached_tokens: u32) -> wire::DecodeEvent {
     wire::DecodeEvent { event: Some(WireEvent::Started(wire::Started { cached_tokens })) }
 }
 
+fn prompt(tokens: wire::Tokens) -> wire::DecodeEvent {
+    wire::DecodeEvent { event: Some(WireEvent::Prompt(tokens)) }
+}
+
 fn tokens(position: usize, tokens: Vec<wire::Token>) -> wire::DecodeEvent {
     wire::DecodeEvent { event: Some(WireEvent::Tokens(wire::Tokens { position: position as u32, tokens })) }
 }
@@ -330,6 +348,7 @@ async fn report(
                 messages.send(started(cached_tokens)).await?;
             }
             Some(Event::Computed { .. }) => {}
+            Some(Event::Prompt(tokens)) => messages.send(prompt(prompt_to(tokens))).await?,
             Some(Event::Token(first)) => {
                 stopwatch.token();
                 let position = first.position;
@@ -359,6 +378,7 @@ async fn report(
             Some(Event::Failed(reason)) => {
                 return Err(Status::unavailable(format!("the engine failed: {reason}")));
             }
+            Some(Event::Unsatisfiable(reason)) => return Err(refused(reason)),
             None => return Err(Status::internal("the engine ended a sequence without a word")),
         }
         next = sequence.next().await;

@@ -1,6 +1,7 @@
 //! The process in a model pod: gRPC over an engine, KV transfer from rank to rank, drain.
 //!
-//! A [`Worker`] serves `herd.internal.v1.Worker` for one gang. It knows token ids, not text; engine and KV cache come from
+//! A [`Worker`] serves `herd.internal.v1.Worker` for one gang. It knows token ids, and of text only
+//! what a grammar asks; engine and KV cache come from
 //! [`herd_engine`], what is sent where from [`herd_model`]. Every request is a task owned by its response stream: a client
 //! that goes away drops the stream, and with it the sequence, the reservation, the lease and the call to the other gang.
 
@@ -12,6 +13,7 @@ mod drain;
 mod error;
 pub mod fetch;
 mod gang;
+mod grammars;
 mod http;
 mod identity;
 mod lease;

@@ -17,10 +17,11 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::gang::Gang;
+use crate::grammars::refused;
 use crate::metrics::{Call, Stopwatch};
 use crate::options::DEFAULT_BLOCKS_DEADLINE;
 use crate::refusal::{no_kv_blocks, refuse};
-use crate::request::{ValidatedRequest, Work, scheduling, token_to};
+use crate::request::{ValidatedRequest, Work, prompt_to, scheduling, token_to};
 use crate::stream::{Messages, TaskStream};
 use crate::transfer::{Progress, Route, send};
 
@@ -35,7 +36,7 @@ const RENEWALS_A_LEASE: u32 = 3;
 const SHORTEST_RENEWAL: Duration = Duration::from_millis(10);
 
 /// Starts a prefill, or refuses it before anything was done.
-pub(crate) fn prefill(
+pub(crate) async fn prefill(
     gang: &Arc<Gang>,
     request: wire::PrefillRequest,
     deadline: Option<Instant>,
@@ -57,10 +58,13 @@ pub(crate) fn prefill(
             gang.model.kv_fingerprint
         )));
     }
-    let request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::PromptOnly)?;
+    let mut request = ValidatedRequest::new(&gang.engine, context, prompt, sampling, Work::PromptOnly)?;
     let client = gang.peers.client("decode_peer", &decode_peer)?;
     let ticket = gang.admission.enter()?;
-    let ValidatedRequest { context, prompt, sampling } = request;
+    if request.constrain(&gang.model.grammars).await? {
+        return Err(refused("the text of the choice is whole: no token can follow"));
+    }
+    let ValidatedRequest { context, prompt, sampling, grammar: _ } = request;
     let prompt_tokens = prompt.len();
     let engine = gang.engine.scheduled(scheduling(&context));
     let sequence = engine.prefill(prompt, sampling).map_err(|error| refuse(&error))?;
@@ -108,7 +112,7 @@ impl Job {
         messages.send(event(WireEvent::Started(wire::Started { cached_tokens }))).await?;
         let (computed, progress) = watch::channel(0);
         let (first, ()) = tokio::try_join!(
-            compute(&mut sequence, &computed, &mut stopwatch),
+            compute(&mut sequence, &computed, &messages, &mut stopwatch),
             self.deliver(blocks, progress)
         )?;
         let first = Some(token_to(first));
@@ -165,17 +169,22 @@ impl Job {
 async fn compute(
     sequence: &mut Sequence,
     computed: &watch::Sender<usize>,
+    messages: &Messages<wire::PrefillEvent>,
     stopwatch: &mut Stopwatch,
 ) -> Result<SampledToken, Status> {
     let mut first = None;
     loop {
         match sequence.next().await {
             Some(Event::Computed { computed: positions }) => drop(computed.send_replace(positions)),
+            Some(Event::Prompt(tokens)) => messages.send(event(WireEvent::Prompt(prompt_to(tokens)))).await?,
             Some(Event::Token(token)) => {
                 stopwatch.token();
                 first = Some(token);
             }
-            other @ (Some(Event::Finished(_) | Event::Started { .. } | Event::Failed(_)) | None) => {
+            other @ (Some(
+                Event::Finished(_) | Event::Started { .. } | Event::Failed(_) | Event::Unsatisfiable(_),
+            )
+            | None) => {
                 return first
                     .take()
                     .filter(|_| matches!(other, Some(Event::Finished(_))))
@@ -188,6 +197,7 @@ async fn compute(
 fn ended(event: Option<Event>) -> Status {
     match event {
         Some(Event::Failed(reason)) => Status::unavailable(format!("the engine failed: {reason}")),
+        Some(Event::Unsatisfiable(reason)) => refused(reason),
         other => Status::internal(format!("the engine ended a prefill with {other:?}")),
     }
 }

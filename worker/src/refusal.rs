@@ -6,6 +6,8 @@ use herd_engine::SubmitError;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
+use crate::grammars::refused;
+
 /// Metadata of a refusal: milliseconds after which trying again makes sense.
 pub const RETRY_AFTER: &str = "retry-after-ms";
 
@@ -20,6 +22,7 @@ pub(crate) fn refuse(error: &SubmitError) -> Status {
             Status::invalid_argument(format!("prompt: {error}"))
         }
         SubmitError::BadSampling { .. } => Status::invalid_argument(format!("sampling.{error}")),
+        SubmitError::Constraint(error) => refused(error),
         SubmitError::Stopped(_) => Status::unavailable(error.to_string()),
     }
 }

@@ -1,11 +1,15 @@
 //! From wire requests to engine requests, and back to wire events.
 
+use std::sync::Arc;
+
 use herd_engine::{
     Engine, FinishReason, Penalties, SampledToken, Scheduling, Shaping, SubmitError, TokenLogprob,
 };
+use herd_grammar::Grammar;
 use herd_proto::internal::v1 as wire;
 use tonic::Status;
 
+use crate::grammars::{Grammars, grammar_from, grammar_to};
 use crate::refusal::refuse;
 
 /// More alternatives a token than any client asks for; each costs 8 bytes a token.
@@ -26,6 +30,8 @@ pub(crate) struct ValidatedRequest {
     pub(crate) context: wire::Context,
     pub(crate) prompt: Vec<u32>,
     pub(crate) sampling: herd_engine::Sampling,
+    /// What [`ValidatedRequest::constrain`] makes the constraint of the sampling from.
+    pub(crate) grammar: Option<Grammar>,
 }
 
 /// What a gang is to do with a request.
@@ -53,7 +59,7 @@ impl ValidatedRequest {
             return Err(Status::invalid_argument(message));
         }
         let sampling = sampling.ok_or_else(|| Status::invalid_argument("sampling: is missing"))?;
-        let sampling = sampling_from(sampling, context.choice)?;
+        let (sampling, grammar) = sampling_from(sampling, context.choice)?;
         if prompt.is_empty() {
             return Err(Status::invalid_argument("prompt: is empty"));
         }
@@ -71,7 +77,18 @@ impl ValidatedRequest {
             .limits()
             .positions(prompt.len(), generated)
             .map_err(|error| refuse(&SubmitError::TooLong(error)))?;
-        Ok(Self { context, prompt, sampling })
+        Ok(Self { context, prompt, sampling, grammar })
+    }
+
+    /// Compiles its grammar, if it has one, and replays the tokens that the choice has. With true the text is whole: there is
+    /// nothing to generate.
+    pub(crate) async fn constrain(&mut self, grammars: &Arc<Grammars>) -> Result<bool, Status> {
+        let Some(grammar) = self.grammar.clone() else { return Ok(false) };
+        let said = self.prompt.len().saturating_sub(self.sampling.first_position);
+        let constraint = grammars.constraint(grammar, self.prompt[said..].to_vec()).await?;
+        let complete = constraint.is_complete();
+        self.sampling.constraint = Some(constraint);
+        Ok(complete)
     }
 }
 
@@ -80,7 +97,10 @@ pub(crate) fn scheduling(context: &wire::Context) -> Scheduling {
     Scheduling { priority: context.priority, cache_salt: context.cache_salt.clone() }
 }
 
-fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::Sampling, Status> {
+fn sampling_from(
+    sampling: wire::Sampling,
+    choice: u32,
+) -> Result<(herd_engine::Sampling, Option<Grammar>), Status> {
     let wire::Sampling {
         max_tokens,
         temperature,
@@ -90,6 +110,8 @@ fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::S
         top_logprobs,
         first_position,
         shaping,
+        grammar,
+        prompt_logprobs,
     } = sampling;
     let bad =
         |field: &str, problem: String| Err(Status::invalid_argument(format!("sampling.{field}: {problem}")));
@@ -109,11 +131,15 @@ fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::S
     if top_logprobs > MAX_TOP_LOGPROBS {
         return bad("top_logprobs", format!("{top_logprobs} is not at most {MAX_TOP_LOGPROBS}"));
     }
+    if let Some(top) = prompt_logprobs.filter(|top| *top > MAX_TOP_LOGPROBS) {
+        return bad("prompt_logprobs", format!("{top} is not at most {MAX_TOP_LOGPROBS}"));
+    }
     let shaping = shaping_from(shaping.unwrap_or_default());
     if shaping.bias.len() > MAX_BIAS {
         return bad("shaping.bias", format!("{} are more than {MAX_BIAS}", shaping.bias.len()));
     }
-    Ok(herd_engine::Sampling {
+    let grammar = grammar.map(grammar_from).transpose()?;
+    let sampling = herd_engine::Sampling {
         max_tokens: max_tokens as usize,
         temperature,
         top_p,
@@ -123,7 +149,10 @@ fn sampling_from(sampling: wire::Sampling, choice: u32) -> Result<herd_engine::S
         top_logprobs: top_logprobs as usize,
         first_position: first_position as usize,
         shaping,
-    })
+        constraint: None,
+        prompt_logprobs: prompt_logprobs.map(|top| top as usize),
+    };
+    Ok((sampling, grammar))
 }
 
 /// The engine checks the numbers.
@@ -165,7 +194,7 @@ fn shaping_to(shaping: &Shaping) -> wire::Shaping {
 }
 
 /// As it was before [`sampling_from`].
-pub(crate) fn sampling_to(sampling: &herd_engine::Sampling) -> wire::Sampling {
+pub(crate) fn sampling_to(sampling: &herd_engine::Sampling, grammar: Option<&Grammar>) -> wire::Sampling {
     let herd_engine::Sampling {
         max_tokens,
         temperature,
@@ -176,6 +205,8 @@ pub(crate) fn sampling_to(sampling: &herd_engine::Sampling) -> wire::Sampling {
         top_logprobs,
         first_position,
         shaping,
+        constraint: _,
+        prompt_logprobs,
     } = sampling;
     wire::Sampling {
         max_tokens: *max_tokens as u32,
@@ -186,7 +217,15 @@ pub(crate) fn sampling_to(sampling: &herd_engine::Sampling) -> wire::Sampling {
         top_logprobs: Some(*top_logprobs as u32),
         first_position: *first_position as u32,
         shaping: Some(shaping_to(shaping)),
+        grammar: grammar.map(grammar_to),
+        prompt_logprobs: prompt_logprobs.map(|top| top as u32),
     }
+}
+
+/// Tokens of a prompt.
+pub(crate) fn prompt_to(tokens: Vec<SampledToken>) -> wire::Tokens {
+    let position = tokens.first().map_or(0, |token| token.position as u32);
+    wire::Tokens { position, tokens: tokens.into_iter().map(token_to).collect() }
 }
 
 pub(crate) fn token_to(token: SampledToken) -> wire::Token {
@@ -231,12 +270,15 @@ mod tests {
                 top_k: 40,
                 min_p: 0.05,
             }),
+            grammar: Some(wire::Grammar { kind: Some(wire::grammar::Kind::Regex("a|b".to_owned())) }),
+            prompt_logprobs: Some(6),
         }
     }
 
     #[test]
     fn sampling_survives_both_ways() {
-        assert_eq!(sampling_to(&sampling_from(sampling(), 1).unwrap()), sampling());
+        let (read, grammar) = sampling_from(sampling(), 1).unwrap();
+        assert_eq!(sampling_to(&read, grammar.as_ref()), sampling());
     }
 
     #[test]
@@ -250,6 +292,8 @@ mod tests {
             ("top_p", wire::Sampling { top_p: 1.1, ..sampling() }),
             ("stop_token_ids", wire::Sampling { stop_token_ids: vec![0; MAX_STOP_IDS + 1], ..sampling() }),
             ("top_logprobs", wire::Sampling { top_logprobs: Some(MAX_TOP_LOGPROBS + 1), ..sampling() }),
+            ("prompt_logprobs", wire::Sampling { prompt_logprobs: Some(MAX_TOP_LOGPROBS + 1), ..sampling() }),
+            ("grammar", wire::Sampling { grammar: Some(wire::Grammar { kind: None }), ..sampling() }),
             (
                 "shaping.bias",
                 wire::Sampling {

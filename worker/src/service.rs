@@ -115,8 +115,8 @@ impl Worker for Service {
         request: Request<wire::PrefillRequest>,
     ) -> Result<Response<Self::PrefillStream>, Status> {
         let deadline = deadline::of(request.metadata());
-        let prefilling = self.gang().and_then(|gang| prefill::prefill(&gang, request.into_inner(), deadline));
-        let prefilling = prefilling.map_err(|status| self.metrics.refused(Call::Prefill, status));
+        let prefilling = async { prefill::prefill(&self.gang()?, request.into_inner(), deadline).await };
+        let prefilling = prefilling.await.map_err(|status| self.metrics.refused(Call::Prefill, status));
         prefilling.map(Response::new)
     }
 

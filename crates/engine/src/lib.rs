@@ -4,6 +4,7 @@
 mod checkpoint;
 mod clipped;
 mod collective;
+mod constraint;
 pub mod convert;
 mod cpu;
 mod cuda;
@@ -14,6 +15,7 @@ mod inbox;
 mod kv;
 mod observer;
 mod philox;
+mod prompt_logprobs;
 mod request;
 mod sampler;
 mod sequence;
@@ -23,6 +25,7 @@ mod step_loop;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use clipped::RowsClipped;
 pub use collective::{Collective, CollectiveError, GIVEN_AHEAD, LocalRank, Remote};
+pub use constraint::{Constraint, ConstraintError, TokenMask};
 pub use cpu::{
     Columns, CpuModel, CpuRanks, Isa, LoadError, LoadOptions, ModelInfo, RunningRanks, UnknownIsa,
     peak_multiply_adds,

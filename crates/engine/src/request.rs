@@ -1,9 +1,9 @@
 //! What a request asks of the engine and what comes back: token ids only, one choice a request.
 
-use crate::Shaping;
+use crate::{Constraint, Shaping};
 
 /// How tokens are drawn and when to stop. Random numbers are a function of (seed, choice, position) alone.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Sampling {
     /// Tokens to generate at most; at least 1.
     pub max_tokens: usize,
@@ -24,6 +24,11 @@ pub struct Sampling {
     pub first_position: usize,
     /// What is done to the logits before.
     pub shaping: Shaping,
+    /// What the choice has to match, in the state after the `first_position` tokens that it has. Not complete: then there is
+    /// nothing to generate.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Present: how likely each token of the prompt is, with this many alternatives. Whoever computes the prompt tells.
+    pub prompt_logprobs: Option<usize>,
 }
 
 /// A token id and its natural log probability in the distribution before temperature.
@@ -49,7 +54,7 @@ pub struct SampledToken {
 /// Why a sequence ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// One of [`Sampling::stop_ids`].
+    /// One of [`Sampling::stop_ids`], or a [`Sampling::constraint`] that nothing can follow.
     Stop,
     /// [`Sampling::max_tokens`], or the context is full.
     Length,
@@ -72,10 +77,15 @@ pub enum Event {
         /// Positions from the start of the prompt.
         computed: usize,
     },
+    /// How likely tokens of the prompt are after those before them; positions are in the prompt. Of each chunk of it as it
+    /// is computed, where [`Sampling::prompt_logprobs`] asks. The first token of a prompt has none.
+    Prompt(Vec<SampledToken>),
     /// A token.
     Token(SampledToken),
     /// The last event.
     Finished(FinishReason),
     /// The last event: the engine's epoch is over, or this sequence's logits were no numbers.
     Failed(String),
+    /// The last event: [`Sampling::constraint`] cannot go on. It would not anywhere else.
+    Unsatisfiable(String),
 }

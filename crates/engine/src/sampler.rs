@@ -5,10 +5,10 @@ use std::cmp::Ordering;
 
 use crate::philox::uniform;
 use crate::shaping::shaped;
-use crate::{History, SampledToken, Sampling, Shaping, TokenLogprob};
+use crate::{Constraint, ConstraintError, History, SampledToken, Sampling, Shaping, TokenLogprob, TokenMask};
 
 /// Logits no token can be drawn from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SampleError {
     /// The forward pass went wrong.
     #[error("the logit of token {id} is not a number")]
@@ -19,25 +19,25 @@ pub enum SampleError {
     /// No token, or one that is infinitely likely.
     #[error("the largest logit is not finite")]
     NotFinite,
+    /// Its constraint cannot go on.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
 }
 
 /// Draws the token at `position` from a row of logits.
 ///
-/// The logits are shaped first, see [`Shaping`]; of what has come before `history` tells, where the penalties ask. Temperature
-/// divides them, `top_k` and `min_p` leave the most likely tokens, and of these `top_p` the smallest set of most likely ones
+/// The logits are shaped first, see [`Shaping`]; of what has come before `history` tells, where the penalties ask. Tokens that
+/// are not `allowed` are left out then. Temperature divides them, `top_k` and `min_p` leave the most likely tokens, and of these `top_p` the smallest set of most likely ones
 /// whose probability reaches it, equal ones by rising id. Log probabilities are of the logits as they are, before all of it.
 pub fn sample(
     logits: &[f32],
     sampling: &Sampling,
     position: usize,
     history: Option<&History>,
+    allowed: Option<&TokenMask>,
 ) -> Result<SampledToken, SampleError> {
     let raw = largest(logits)?;
-    let normalizer = log_sum_exp(logits, raw.1);
-    let logprob =
-        |id: u32| TokenLogprob { id, logprob: (f64::from(logits[id as usize]) - normalizer) as f32 };
-
-    let shaped = shaped(logits, sampling, position, history);
+    let shaped = shaped(logits, sampling, position, history, allowed);
     let (row, (argmax, max)) = match &shaped {
         Some(row) => (row.as_slice(), largest(row)?),
         None => (logits, raw),
@@ -47,8 +47,58 @@ pub fn sample(
     } else {
         argmax
     };
-    let top = most_likely(logits, sampling.top_logprobs).into_iter().map(logprob).collect();
-    Ok(SampledToken { position, token: logprob(id), top })
+    let (logprob, top) = logprobs_from(logits, raw.1, id, sampling.top_logprobs);
+    Ok(SampledToken { position, token: TokenLogprob { id, logprob }, top })
+}
+
+/// The log probability of a token, and the most likely ones, most likely first.
+pub(crate) fn logprobs(logits: &[f32], id: u32, top: usize) -> Result<(f32, Vec<TokenLogprob>), SampleError> {
+    let (_, max) = largest(logits)?;
+    Ok(logprobs_from(logits, max, id, top))
+}
+
+fn logprobs_from(logits: &[f32], max: f32, id: u32, top: usize) -> (f32, Vec<TokenLogprob>) {
+    let normalizer = log_sum_exp(logits, max);
+    let logprob = |id: u32| (f64::from(logits[id as usize]) - normalizer) as f32;
+    let top = most_likely(logits, top).into_iter().map(|id| TokenLogprob { id, logprob: logprob(id) });
+    (logprob(id), top.collect())
+}
+
+/// [`sample`] under a constraint, if there is one, which takes the token. Says whether the choice ends with it.
+pub(crate) fn sample_next(
+    logits: &[f32],
+    sampling: &Sampling,
+    position: usize,
+    history: Option<&History>,
+    constraint: Option<&mut Box<dyn Constraint>>,
+) -> Result<(SampledToken, bool), SampleError> {
+    let Some(constraint) = constraint else {
+        let sampled = sample(logits, sampling, position, history, None)?;
+        let stop = sampling.stop_ids.contains(&sampled.token.id);
+        return Ok((sampled, stop));
+    };
+    let mut allowed = constraint.allowed()?;
+    if constraint.can_end() {
+        for id in &sampling.stop_ids {
+            allowed.allow(*id);
+        }
+    }
+    let sampled = sample(logits, sampling, position, history, Some(&allowed))?;
+    let stop = is_end(&sampling.stop_ids, constraint, sampled.token.id)?;
+    Ok((sampled, stop))
+}
+
+/// Gives `token` to the constraint, and says whether the choice ends with it.
+pub(crate) fn is_end(
+    stop_ids: &[u32],
+    constraint: &mut Box<dyn Constraint>,
+    token: u32,
+) -> Result<bool, ConstraintError> {
+    if stop_ids.contains(&token) {
+        return Ok(true);
+    }
+    constraint.advance(token)?;
+    Ok(constraint.is_complete())
 }
 
 /// The largest logit and the lowest id that has it.
@@ -184,10 +234,12 @@ mod tests {
             top_k: 0,
             min_p: 0.0,
         },
+        constraint: None,
+        prompt_logprobs: None,
     };
 
     fn sample(logits: &[f32], sampling: &Sampling, position: usize) -> Result<SampledToken, SampleError> {
-        super::sample(logits, sampling, position, None)
+        super::sample(logits, sampling, position, None, None)
     }
 
     /// Pearson's statistic of `draws` tokens against the probabilities they should have.

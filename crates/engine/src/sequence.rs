@@ -10,8 +10,9 @@ use crate::{Event, SubmitError};
 /// A request on its way: first in the queue, then running.
 ///
 /// Events come in this order: [`Event::Started`] (not after [`crate::Engine::decode`], whose reservation told the blocks
-/// already), [`Event::Computed`] after each step that computed prompt tokens, [`Event::Token`]s with rising positions (of one
-/// step, `Computed` first), and one [`Event::Finished`] or [`Event::Failed`], after which there is nothing.
+/// already), [`Event::Computed`] after each step that computed prompt tokens and then [`Event::Prompt`] where it is asked for,
+/// [`Event::Token`]s with rising positions (of one step, these first), and one [`Event::Finished`], [`Event::Failed`] or [`Event::Unsatisfiable`], after which there is
+/// nothing.
 ///
 /// The loop never waits for a reader: the channel has room for every event the sequence can emit. That bound is only a count:
 /// the channel is a list of small chunks, allocated as events come and reused as they are read. So a reader that keeps up
@@ -44,9 +45,14 @@ impl Reserving {
         match events.recv().await {
             Some(Event::Started { blocks, cached: _ }) => Ok(Reservation { blocks, ticket }),
             Some(Event::Failed(reason)) => Err(SubmitError::Stopped(reason)),
-            Some(Event::Computed { .. } | Event::Token(_) | Event::Finished(_)) | None => {
-                Err(SubmitError::Stopped("the step loop is gone".to_owned()))
-            }
+            Some(
+                Event::Computed { .. }
+                | Event::Prompt(_)
+                | Event::Token(_)
+                | Event::Finished(_)
+                | Event::Unsatisfiable(_),
+            )
+            | None => Err(SubmitError::Stopped("the step loop is gone".to_owned())),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What a request does to its logits before a token is drawn. In this order, which is that of `vLLM`: bias, stop tokens that may
-//! not come yet, penalties; then temperature, and which tokens are left to draw from.
+//! not come yet, penalties, tokens that its grammar does not allow; then temperature, and which tokens are left to draw from.
 
 use std::collections::{HashMap, HashSet};
 
-use crate::Sampling;
+use crate::{Sampling, TokenMask};
 
 /// The default does nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -65,16 +65,21 @@ impl History {
     }
 }
 
-/// Logits as the request has them; none where it leaves them as they are.
+/// Logits as the request has them; none where it leaves them as they are. `allowed`: by its grammar.
 pub(crate) fn shaped(
     logits: &[f32],
     sampling: &Sampling,
     position: usize,
     history: Option<&History>,
+    allowed: Option<&TokenMask>,
 ) -> Option<Vec<f32>> {
     let Shaping { bias, min_tokens, penalties, top_k: _, min_p: _ } = &sampling.shaping;
-    let is_early = position < *min_tokens && !sampling.stop_ids.is_empty();
-    if bias.is_empty() && !is_early && history.is_none() {
+    let stop_ids = &sampling.stop_ids;
+    // Where a grammar allows nothing but the end, it is the end.
+    let is_early = position < *min_tokens
+        && !stop_ids.is_empty()
+        && allowed.is_none_or(|allowed| allowed.has_other_than(stop_ids));
+    if bias.is_empty() && !is_early && history.is_none() && allowed.is_none() {
         return None;
     }
     let mut row = logits.to_vec();
@@ -87,7 +92,7 @@ pub(crate) fn shaped(
         change(*id, &|logit| logit + bias);
     }
     if is_early {
-        for id in &sampling.stop_ids {
+        for id in stop_ids {
             change(*id, &|_| f32::NEG_INFINITY);
         }
     }
@@ -102,6 +107,13 @@ pub(crate) fn shaped(
         }
         for (id, count) in outputs {
             change(*id, &|logit| logit - presence - frequency * *count as f32);
+        }
+    }
+    if let Some(allowed) = allowed {
+        for (id, logit) in (0..).zip(&mut row) {
+            if !allowed.contains(id) {
+                *logit = f32::NEG_INFINITY;
+            }
         }
     }
     Some(row)
@@ -122,6 +134,8 @@ mod tests {
             stop_ids: vec![2],
             top_logprobs: 0,
             shaping,
+            constraint: None,
+            prompt_logprobs: None,
         }
     }
 
@@ -129,11 +143,11 @@ mod tests {
     fn nothing_is_copied_where_nothing_changes() {
         let plain = sampling(Shaping { top_k: 3, min_p: 0.1, ..Shaping::default() });
         assert_eq!(History::new(&plain, &[1, 2]), None);
-        assert_eq!(shaped(&[1.0; 4], &plain, 0, None), None);
+        assert_eq!(shaped(&[1.0; 4], &plain, 0, None, None), None);
         // The bound is on tokens of the choice, wherever it was begun.
         let early = sampling(Shaping { min_tokens: 3, ..Shaping::default() });
-        assert_eq!(shaped(&[1.0; 4], &early, 3, None), None);
-        assert_eq!(shaped(&[1.0; 4], &early, 2, None).unwrap(), [1.0, 1.0, f32::NEG_INFINITY, 1.0]);
+        assert_eq!(shaped(&[1.0; 4], &early, 3, None, None), None);
+        assert_eq!(shaped(&[1.0; 4], &early, 2, None, None).unwrap(), [1.0, 1.0, f32::NEG_INFINITY, 1.0]);
     }
 
     #[test]
@@ -146,7 +160,23 @@ mod tests {
         let mut history = History::new(&sampling, &[1, 3, 3, 4]).unwrap();
         history.push(4);
         history.push(0);
-        let row = shaped(&[4.0, 4.0, 4.0, 4.0, -4.0, -4.0], &sampling, 4, Some(&history)).unwrap();
+        let row = shaped(&[4.0, 4.0, 4.0, 4.0, -4.0, -4.0], &sampling, 4, Some(&history), None).unwrap();
         assert_eq!(row, [1.25, 2.0, 4.0, 1.25, -9.25, 4.0]);
+    }
+
+    #[test]
+    fn a_grammar_comes_last_and_outranks_min_tokens() {
+        let none = f32::NEG_INFINITY;
+        let mut allowed = TokenMask::none(4);
+        allowed.allow(2);
+        let early = sampling(Shaping { min_tokens: 3, bias: vec![(1, 90.0)], ..Shaping::default() });
+        // Token 2 is the stop token, and there is no other way on.
+        let row = shaped(&[1.0; 4], &early, 0, None, Some(&allowed)).unwrap();
+        assert_eq!(row, [none, none, 1.0, none]);
+        allowed.allow(1);
+        let row = shaped(&[1.0; 4], &early, 0, None, Some(&allowed)).unwrap();
+        assert_eq!(row, [none, 91.0, none, none]);
+        let row = shaped(&[1.0; 4], &early, 3, None, Some(&allowed)).unwrap();
+        assert_eq!(row, [none, 91.0, 1.0, none]);
     }
 }

@@ -6,11 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use herd_scheduler::{Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, Started, StepPlan};
+use herd_scheduler::{
+    Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, Started, StepEntry, StepPlan,
+};
 
 use crate::inbox::{Command, Reporter, Shared};
-use crate::sampler::sample;
-use crate::{Event, Executor, FinishReason, History, Observer, SampledToken, StepDone};
+use crate::prompt_logprobs::prompt_logprobs;
+use crate::sampler::{SampleError, sample_next};
+use crate::{Constraint, Event, Executor, FinishReason, History, Observer, SampledToken, Sampling, StepDone};
 
 pub(crate) struct StepLoop {
     scheduler: Scheduler,
@@ -36,6 +39,10 @@ struct Running {
     last_token: Option<Instant>,
     /// Where its sampling asks for it.
     history: Option<History>,
+    /// The prompt, where how likely its tokens are is asked for.
+    prompt: Vec<u32>,
+    /// Of its sampling, after the tokens that have come.
+    constraint: Option<Box<dyn Constraint>>,
 }
 
 impl StepLoop {
@@ -131,7 +138,7 @@ impl StepLoop {
                 match self.scheduler.decode(id, from) {
                     Ok(None) => {}
                     Ok(Some(ended)) => self.events.push((id, Event::Finished(reason(ended)))),
-                    Err(refused) => self.fail(id, refused.to_string()),
+                    Err(refused) => self.fail(id, Event::Failed(refused.to_string())),
                 }
             }
             Command::Release(id) => {
@@ -147,56 +154,86 @@ impl StepLoop {
         id: SequenceId,
         prompt_tokens: usize,
         prompt: &[u32],
-        reporter: Reporter,
+        mut reporter: Reporter,
         queued: Option<Instant>,
     ) {
         let position = reporter.sampling.as_ref().map_or(0, |sampling| sampling.first_position);
         let history = reporter.sampling.as_ref().and_then(|sampling| History::new(sampling, prompt));
-        let running =
-            Running { reporter, prompt_tokens, computed: 0, position, queued, last_token: None, history };
+        let constraint = reporter.sampling.as_mut().and_then(|sampling| sampling.constraint.take());
+        let asked = reporter.sampling.as_ref().is_some_and(|sampling| sampling.prompt_logprobs.is_some());
+        let prompt = if asked { prompt.to_vec() } else { Vec::new() };
+        let running = Running {
+            reporter,
+            prompt_tokens,
+            computed: 0,
+            position,
+            queued,
+            last_token: None,
+            history,
+            prompt,
+            constraint,
+        };
         self.sequences.insert(id, running);
     }
 
-    fn fail(&mut self, id: SequenceId, why: String) {
+    fn fail(&mut self, id: SequenceId, why: Event) {
         self.scheduler.release(id);
-        self.events.push((id, Event::Failed(why)));
+        self.events.push((id, why));
     }
 
     /// Draws a token from every row of logits of a step that is done.
     fn sample(&mut self, step: &StepPlan, logits: &[f32]) -> Result<(), String> {
-        let wanted = step.entries.iter().filter(|entry| entry.logits == LogitRows::Last).count();
+        let wanted: usize = step.entries.iter().map(StepEntry::rows).sum();
         if logits.len() != wanted * self.vocab_size {
             let (got, vocab) = (logits.len(), self.vocab_size);
             return Err(format!("a step returned {got} logits instead of {wanted} rows of {vocab}"));
         }
-        let mut rows = logits.chunks_exact(self.vocab_size);
+        let mut rest = logits;
         // One look at the clock a step: its tokens go out together.
         let now = Instant::now();
         for entry in &step.entries {
             let id = entry.sequence;
-            let row = if entry.logits == LogitRows::Last { rows.next() } else { None };
+            let rows;
+            (rows, rest) = rest.split_at(entry.rows() * self.vocab_size);
             let Some(running) = self.sequences.get_mut(&id) else { continue };
-            let computed = (entry.start + entry.tokens.len()).min(running.prompt_tokens);
+            let end = entry.start + entry.tokens.len();
+            let computed = end.min(running.prompt_tokens);
             if computed > running.computed {
                 running.computed = computed;
                 self.events.push((id, Event::Computed { computed }));
             }
+            let row = rows.rchunks_exact(self.vocab_size).next().filter(|_| end >= running.prompt_tokens);
+            if let (LogitRows::All, Some(Sampling { prompt_logprobs: Some(top), .. })) =
+                (entry.logits, &running.reporter.sampling)
+            {
+                match prompt_logprobs(rows, self.vocab_size, entry.start, &running.prompt, *top) {
+                    Ok(tokens) if tokens.is_empty() => {}
+                    Ok(tokens) => self.events.push((id, Event::Prompt(tokens))),
+                    Err(error) => {
+                        self.fail(id, Event::Failed(error.to_string()));
+                        continue;
+                    }
+                }
+            }
             if let (Some(row), Some(sampling)) = (row, &running.reporter.sampling) {
-                match sample(row, sampling, running.position, running.history.as_ref()) {
-                    Ok(sampled) => {
+                let (history, constraint) = (running.history.as_ref(), running.constraint.as_mut());
+                match sample_next(row, sampling, running.position, history, constraint) {
+                    Ok((sampled, stop)) => {
                         running.position += 1;
                         if let Some(last) = running.last_token.replace(now) {
                             self.observer.token(now.saturating_duration_since(last));
                         }
                         let SampledToken { token, .. } = sampled;
-                        let stop = sampling.stop_ids.contains(&token.id);
                         running.remember(token.id);
                         self.events.push((id, Event::Token(sampled)));
                         if let Some(ended) = self.scheduler.sampled(id, token.id, stop) {
                             self.events.push((id, Event::Finished(reason(ended))));
                         }
                     }
-                    Err(error) => self.fail(id, error.to_string()),
+                    Err(SampleError::Constraint(error)) => {
+                        self.fail(id, Event::Unsatisfiable(error.to_string()));
+                    }
+                    Err(error) => self.fail(id, Event::Failed(error.to_string())),
                 }
             }
         }
@@ -207,7 +244,7 @@ impl StepLoop {
     fn report(&mut self) {
         self.shared.publish(self.scheduler.load(), self.scheduler.counters());
         for (id, event) in self.events.drain(..) {
-            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+            let last = matches!(event, Event::Finished(_) | Event::Failed(_) | Event::Unsatisfiable(_));
             if let Some(running) = self.sequences.get(&id) {
                 running.send(event);
             }

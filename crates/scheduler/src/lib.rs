@@ -18,7 +18,7 @@ mod turn;
 
 pub use limits::{DEFAULT_STEP_TOKENS, Limits, TooLong};
 pub use load::{Counters, Load};
-pub use plan::{BlockId, LogitRows, Move, SequenceId, StepEntry, StepPlan};
+pub use plan::{BlockId, LogitRows, MAX_PROMPT_ROWS, Move, SequenceId, StepEntry, StepPlan};
 pub use scheduler::{Planned, Refused, Scheduler, Started};
 pub use sequence::{Continuation, Ended, NotReserved, Work};
 pub use turn::{MAX_PASSED_OVER, MAX_PREEMPTIONS, Scheduling};

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::blocks::{BlockPool, HostPool};
-use crate::sequence::{Done, Phase, Sequence};
+use crate::sequence::{Budget, Done, Phase, Sequence};
 use crate::turn::{MAX_PASSED_OVER, Turn};
 use crate::{
-    BlockId, Continuation, Counters, Ended, Limits, Load, Move, NotReserved, Scheduling, SequenceId,
-    StepPlan, TooLong, Work,
+    BlockId, Continuation, Counters, Ended, Limits, Load, MAX_PROMPT_ROWS, Move, NotReserved, Scheduling,
+    SequenceId, StepPlan, TooLong, Work,
 };
 
 mod admission;
@@ -138,7 +138,7 @@ impl Scheduler {
     /// Starts whom it can and plans the next step.
     pub fn plan(&mut self) -> Planned {
         let mut planned = Planned::default();
-        let mut budget = self.limits.max_step_tokens;
+        let mut budget = Budget { tokens: self.limits.max_step_tokens, prompt_rows: MAX_PROMPT_ROWS };
         self.plan_decodes(&mut planned.step, &mut budget);
         let admitted = self.plan_prompts(&mut planned, &mut budget);
         self.age(&planned.step, &admitted);
@@ -147,7 +147,7 @@ impl Scheduler {
 
     /// The next token of every sequence that generates, in the order of turns. One that needs a block takes it from the last
     /// in that order; where there is none after it, it keeps what it has and waits.
-    fn plan_decodes(&mut self, step: &mut StepPlan, budget: &mut usize) {
+    fn plan_decodes(&mut self, step: &mut StepPlan, budget: &mut Budget) {
         let decodes = self.sequences.values().filter(|sequence| sequence.decodes());
         let mut turns: Vec<Turn> = decodes.map(|sequence| sequence.turn).collect();
         turns.sort_unstable();
@@ -161,9 +161,9 @@ impl Scheduler {
                     sequence.blocks = sequence.blocks.iter().copied().chain(more).collect();
                 }
             }
-            let entry = self.sequences.get(&turn.id).and_then(|sequence| sequence.entry(*budget));
+            let entry = self.sequences.get(&turn.id).and_then(|sequence| sequence.entry(budget));
             if let Some(entry) = entry {
-                *budget -= entry.tokens.len();
+                budget.spend(&entry);
                 step.entries.push(entry);
             }
         }
@@ -200,7 +200,7 @@ impl Scheduler {
     }
 
     /// Chunks of prompts, and those who start with them, in the order of turns. Returns who left the queue.
-    fn plan_prompts(&mut self, planned: &mut Planned, budget: &mut usize) -> Vec<SequenceId> {
+    fn plan_prompts(&mut self, planned: &mut Planned, budget: &mut Budget) -> Vec<SequenceId> {
         let prompts = self.sequences.values().filter(|sequence| sequence.has_prompt());
         let mut prompts: Vec<Turn> = prompts.map(|sequence| sequence.turn).collect();
         prompts.sort_unstable();
@@ -214,7 +214,7 @@ impl Scheduler {
                     prompt
                 }
                 // Nobody overtakes the head of the queue: it would wait for ever behind smaller ones.
-                (_, Some(next)) if self.admit(next, *budget, planned) => {
+                (_, Some(next)) if self.admit(next, budget, planned) => {
                     admitted.push(next.id);
                     next
                 }
@@ -231,9 +231,9 @@ impl Scheduler {
         }
     }
 
-    fn plan_chunk(&self, id: SequenceId, step: &mut StepPlan, budget: &mut usize) {
-        if let Some(entry) = self.sequences.get(&id).and_then(|sequence| sequence.entry(*budget)) {
-            *budget -= entry.tokens.len();
+    fn plan_chunk(&self, id: SequenceId, step: &mut StepPlan, budget: &mut Budget) {
+        if let Some(entry) = self.sequences.get(&id).and_then(|sequence| sequence.entry(budget)) {
+            budget.spend(&entry);
             step.entries.push(entry);
         }
     }

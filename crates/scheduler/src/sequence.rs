@@ -15,11 +15,15 @@ pub enum Work {
         prompt: Vec<u32>,
         /// Tokens to generate at most.
         max_tokens: usize,
+        /// The logits of every prompt token are wanted: each has to be computed.
+        all_logits: bool,
     },
     /// Compute the prompt and sample position 0. The blocks are held until released, so that they can be sent elsewhere.
     Prefill {
         /// Token ids.
         prompt: Vec<u32>,
+        /// The logits of every prompt token are wanted: each has to be computed.
+        all_logits: bool,
     },
     /// Set blocks aside for KV that is computed elsewhere; [`crate::Scheduler::decode`] goes on from it.
     Reserve {
@@ -34,7 +38,7 @@ impl Work {
     /// Tokens of the prompt.
     pub fn prompt_tokens(&self) -> usize {
         match self {
-            Self::Generate { prompt, .. } | Self::Prefill { prompt } => prompt.len(),
+            Self::Generate { prompt, .. } | Self::Prefill { prompt, .. } => prompt.len(),
             Self::Reserve { prompt_tokens, .. } => *prompt_tokens,
         }
     }
@@ -42,9 +46,14 @@ impl Work {
     /// The prompt's ids, where they are known.
     pub fn prompt(&self) -> &[u32] {
         match self {
-            Self::Generate { prompt, .. } | Self::Prefill { prompt } => prompt,
+            Self::Generate { prompt, .. } | Self::Prefill { prompt, .. } => prompt,
             Self::Reserve { .. } => &[],
         }
+    }
+
+    /// The logits of every prompt token are wanted.
+    pub fn all_logits(&self) -> bool {
+        matches!(self, Self::Generate { all_logits: true, .. } | Self::Prefill { all_logits: true, .. })
     }
 
     /// Tokens whose KV may have to be kept beside the prompt's. The one token of a prefill is computed elsewhere.
@@ -124,6 +133,8 @@ pub(crate) struct Sequence {
     pub(crate) generated: usize,
     /// Ends after position 0 and keeps its blocks.
     pub(crate) prefill_only: bool,
+    /// The logits of every prompt token are wanted.
+    pub(crate) all_logits: bool,
     /// The prompt's KV was computed elsewhere.
     pub(crate) transferred: bool,
     /// It had blocks before.
@@ -131,6 +142,21 @@ pub(crate) struct Sequence {
     /// Positions computed before it was preempted: their tokens are computed again.
     pub(crate) lost: usize,
     preemptions: usize,
+}
+
+/// What is left of a step while it is planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    pub(crate) tokens: usize,
+    /// Rows of logits of prompts whose logits are all wanted.
+    pub(crate) prompt_rows: usize,
+}
+
+impl Budget {
+    pub(crate) fn spend(&mut self, entry: &StepEntry) {
+        self.tokens -= entry.tokens.len();
+        self.prompt_rows -= entry.prompt_rows();
+    }
 }
 
 /// Tokens of an entry that is done, by why they were computed.
@@ -143,10 +169,10 @@ pub(crate) struct Done {
 impl Sequence {
     pub(crate) fn new(id: SequenceId, work: Work, scheduling: &Scheduling, positions: usize) -> Self {
         let Scheduling { priority, cache_salt } = scheduling;
-        let prompt_tokens = work.prompt_tokens();
+        let (prompt_tokens, all_logits) = (work.prompt_tokens(), work.all_logits());
         let (phase, tokens, prefill_only) = match work {
-            Work::Generate { prompt, max_tokens: _ } => (Phase::Computing, prompt, false),
-            Work::Prefill { prompt } => (Phase::Computing, prompt, true),
+            Work::Generate { prompt, max_tokens: _, all_logits: _ } => (Phase::Computing, prompt, false),
+            Work::Prefill { prompt, all_logits: _ } => (Phase::Computing, prompt, true),
             Work::Reserve { .. } => (Phase::Reserved, Vec::new(), false),
         };
         Self {
@@ -162,6 +188,7 @@ impl Sequence {
             named: 0,
             generated: 0,
             prefill_only,
+            all_logits,
             transferred: false,
             started: false,
             lost: 0,
@@ -198,22 +225,46 @@ impl Sequence {
         self.phase == Phase::Computing && !self.prefill_only
     }
 
-    /// The tokens that come next, `budget` at most.
-    pub(crate) fn entry(&self, budget: usize) -> Option<StepEntry> {
+    /// Tokens it may compute next. Where each gives a row of logits, those are bounded too; rows that were given before it
+    /// was preempted are not given again.
+    pub(crate) fn most(&self, budget: &Budget) -> usize {
+        if self.wants_rows() {
+            budget.tokens.min(budget.prompt_rows)
+        } else if self.all_logits && self.computed < self.lost {
+            budget.tokens.min(self.lost - self.computed)
+        } else {
+            budget.tokens
+        }
+    }
+
+    /// Each token that it computes next gives a row of logits.
+    fn wants_rows(&self) -> bool {
+        self.all_logits && (self.lost..self.prompt_tokens).contains(&self.computed)
+    }
+
+    /// The tokens that come next, as many as the budget has room for.
+    pub(crate) fn entry(&self, budget: &Budget) -> Option<StepEntry> {
         if self.phase != Phase::Computing {
             return None;
         }
-        let end = self.tokens.len().min(self.computed.saturating_add(budget));
+        let end = self.tokens.len().min(self.computed.saturating_add(self.most(budget)));
         let tokens = self.tokens.get(self.computed..end)?.to_vec();
         if tokens.is_empty() {
             return None;
         }
+        let logits = if self.wants_rows() {
+            LogitRows::All
+        } else if end < self.tokens.len() {
+            LogitRows::None
+        } else {
+            LogitRows::Last
+        };
         Some(StepEntry {
             sequence: self.turn.id,
             tokens,
             start: self.computed,
             blocks: Arc::clone(&self.blocks),
-            logits: if end < self.tokens.len() { LogitRows::None } else { LogitRows::Last },
+            logits,
         })
     }
 

@@ -25,5 +25,6 @@ pub use bundle::{BUNDLE_FILE_NAMES, BundleFiles};
 pub use chat::{MAX_RENDERED_BYTES, Message, ROLES};
 pub use error::TextError;
 pub use model::TextModel;
-pub use stop::{MAX_STOP_BYTES, MAX_STOPS};
+pub use stop::{MAX_STOP_BYTES, MAX_STOPS, Stops};
 pub use stream::{OutputStream, Piece};
+pub use vocabulary::Vocabulary;

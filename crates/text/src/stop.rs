@@ -7,10 +7,28 @@ pub const MAX_STOPS: usize = 16;
 /// Bytes of one stop string, at most: this much text can be held back.
 pub const MAX_STOP_BYTES: usize = 1024;
 
+/// The stop strings of a choice, and what they do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stops {
+    /// Each ends the text.
+    pub strings: Vec<String>,
+    /// Whether the one that ended it is part of the output.
+    pub included: bool,
+    /// Of the first so many tokens none completes a stop string that counts.
+    pub min_tokens: usize,
+}
+
+impl From<Vec<String>> for Stops {
+    fn from(strings: Vec<String>) -> Self {
+        Self { strings, ..Self::default() }
+    }
+}
+
 /// Finds the stop string that is complete first; of several that end at one place, the longest. So the answer does not
 /// depend on how the text is cut.
 pub(crate) struct StopMatcher {
     stops: Vec<Progress>,
+    included: bool,
     /// Text that may still become a stop string, then text not yet looked at.
     held: String,
 }
@@ -32,7 +50,7 @@ struct Progress {
 }
 
 impl StopMatcher {
-    pub(crate) fn new(stops: Vec<String>) -> Result<Self, TextError> {
+    pub(crate) fn new(stops: Vec<String>, included: bool) -> Result<Self, TextError> {
         if stops.len() > MAX_STOPS {
             return Err(TextError::BadStop(format!(
                 "stop has {} strings; at most {MAX_STOPS} are allowed",
@@ -52,13 +70,14 @@ impl StopMatcher {
         }
         Ok(Self {
             stops: stops.into_iter().map(|stop| Progress::new(stop.into_bytes())).collect(),
+            included,
             held: String::new(),
         })
     }
 
-    /// Takes the next text and lets go of what cannot be part of a stop string any more. After `stopped` it must not be
-    /// called again.
-    pub(crate) fn push(&mut self, text: &str) -> Passed {
+    /// Takes the next text and lets go of what cannot be part of a stop string any more. One that is complete within it ends
+    /// the text if it `may_stop`. After `stopped` it must not be called again.
+    pub(crate) fn push(&mut self, text: &str, may_stop: bool) -> Passed {
         let start = self.held.len();
         self.held.push_str(text);
         for (offset, &byte) in text.as_bytes().iter().enumerate() {
@@ -67,9 +86,9 @@ impl StopMatcher {
                 .iter_mut()
                 .filter_map(|progress| progress.step(byte).then_some(progress.stop.len()))
                 .max();
-            if let Some(length) = complete {
+            if let Some(length) = complete.filter(|_| may_stop) {
                 let mut text = std::mem::take(&mut self.held);
-                text.truncate(start + offset + 1 - length);
+                text.truncate(start + offset + 1 - if self.included { 0 } else { length });
                 return Passed { text, stopped: true };
             }
         }
@@ -100,7 +119,7 @@ impl Progress {
         Self { stop, border, matched: 0 }
     }
 
-    /// Whether the stop string is complete with this byte.
+    /// Whether the stop string is complete with this byte. It goes on to the next one, which may overlap.
     fn step(&mut self, byte: u8) -> bool {
         while self.matched > 0 && self.stop[self.matched] != byte {
             self.matched = self.border[self.matched];
@@ -108,6 +127,10 @@ impl Progress {
         if self.stop[self.matched] == byte {
             self.matched += 1;
         }
-        self.matched == self.stop.len()
+        let complete = self.matched == self.stop.len();
+        if complete {
+            self.matched = self.border[self.matched];
+        }
+        complete
     }
 }

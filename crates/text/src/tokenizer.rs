@@ -64,6 +64,16 @@ pub(crate) fn parse(mut file: Value, vocab_size: usize) -> Result<ParsedTokenize
     Ok(ParsedTokenizer { plain: PlainTokenizer(tokenizer), vocabulary, added, first })
 }
 
+/// The vocabulary alone, of the parsed `tokenizer.json`.
+pub(crate) fn vocabulary(file: &Value, vocab_size: usize) -> Result<Vocabulary, TextError> {
+    require_byte_level(file)?;
+    let listed = file.get("added_tokens").filter(|listed| !listed.is_null()).cloned();
+    let added: Vec<AddedToken> = from_value(listed.unwrap_or_else(|| json!([])))?;
+    let entries = file.pointer("/model/vocab").and_then(Value::as_object);
+    let entries = entries.ok_or_else(|| bad("model.vocab is not an object".to_owned()))?;
+    Vocabulary::new(pieces(entries)?.into_iter(), &added, vocab_size)
+}
+
 impl PlainTokenizer {
     /// Appends the ids of `text`, which came in the request's `field`.
     pub(crate) fn encode(

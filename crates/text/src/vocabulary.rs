@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use crate::TextError;
 use crate::bundle::TOKENIZER;
+use crate::{BundleFiles, TextError, tokenizer};
 
 /// An added token as `tokenizer.json` writes it.
 #[derive(Clone, Debug, Deserialize)]
@@ -30,7 +30,7 @@ impl AddedToken {
 }
 
 /// Id -> bytes for every id of a byte-level BPE vocabulary, exact: nothing is stripped, joined or cleaned up.
-pub(crate) struct Vocabulary {
+pub struct Vocabulary {
     bytes: Vec<u8>,
     /// Where each id's bytes end in `bytes`; they begin where the last id's end.
     ends: Vec<u32>,
@@ -49,6 +49,11 @@ enum Kind {
 }
 
 impl Vocabulary {
+    /// Of a model's files; `tokenizer.json` and `config.json` are read.
+    pub fn from_files(files: &BundleFiles) -> Result<Self, TextError> {
+        tokenizer::vocabulary(&files.tokenizer()?, files.config()?.vocab_size)
+    }
+
     /// `pieces` are the model's entries, written in the byte-level alphabet; `added` go before them.
     pub(crate) fn new<'a>(
         pieces: impl Iterator<Item = (&'a str, u32)>,
@@ -90,7 +95,7 @@ impl Vocabulary {
     }
 
     /// Rows of the embedding: ids are below it.
-    pub(crate) fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.kinds.len()
     }
 
@@ -99,7 +104,7 @@ impl Vocabulary {
     }
 
     /// The bytes that the token adds to an output; `None` for control tokens and ids without a token.
-    pub(crate) fn text_bytes(&self, id: u32) -> Option<&[u8]> {
+    pub fn text_bytes(&self, id: u32) -> Option<&[u8]> {
         (self.kind(id) == Kind::Text).then(|| self.bytes(id))
     }
 

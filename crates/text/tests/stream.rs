@@ -5,7 +5,9 @@ mod reference;
 
 use std::sync::{Arc, LazyLock};
 
-use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, MAX_STOP_BYTES, MAX_STOPS, OutputStream, Piece, TextModel};
+use herd_text::{
+    BUNDLE_FILE_NAMES, BundleFiles, MAX_STOP_BYTES, MAX_STOPS, OutputStream, Piece, Stops, TextModel,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -14,7 +16,7 @@ static TINY: LazyLock<Arc<TextModel>> =
 const EOT: u32 = 1021;
 
 fn stream(stops: &[&str]) -> OutputStream {
-    OutputStream::new(&TINY, stops.iter().map(|&stop| stop.to_owned()).collect()).unwrap()
+    OutputStream::new(&TINY, stops.iter().map(|&stop| stop.to_owned()).collect::<Vec<_>>()).unwrap()
 }
 
 /// The ids of single bytes.
@@ -52,7 +54,7 @@ fn ends_in_half_a_surrogate(ids: &[u32]) -> bool {
 }
 
 fn check_pieces(model: &Arc<TextModel>, case: &Value, remap: impl Fn(u32) -> u32) {
-    let mut stream = OutputStream::new(model, Vec::new()).unwrap();
+    let mut stream = OutputStream::new(model, Stops::default()).unwrap();
     let pieces = case["pieces"].as_array().unwrap();
     for (index, (id, expected)) in case["ids"].as_array().unwrap().iter().zip(pieces).enumerate() {
         let piece = stream.push(remap(u32::try_from(id.as_u64().unwrap()).unwrap()));
@@ -137,6 +139,44 @@ fn tokens_are_counted_when_their_text_is_out() {
     assert_eq!(tokens(&mut stream, "x"), expect(&[("Ex", 3)]));
     // Of "bEND" only "b" is out, and only its token.
     assert_eq!(tokens(&mut stream, "bEND"), expect(&[("b", 1), ("", 0), ("", 0), ("", 0)]));
+}
+
+#[test]
+fn the_first_tokens_end_no_text_and_a_stop_string_may_be_part_of_it() {
+    let end = |included, min_tokens, said: &str| {
+        let strings = vec!["ab".to_owned(), "aa".to_owned()];
+        let mut stream = OutputStream::new(&TINY, Stops { strings, included, min_tokens }).unwrap();
+        let mut out = String::new();
+        let mut tokens = 0;
+        for id in bytes(said.as_bytes()) {
+            let piece = stream.push(id);
+            out.push_str(&piece.text);
+            tokens += piece.tokens;
+            if piece.stopped {
+                return (out, tokens, true);
+            }
+        }
+        (out + &stream.finish(), tokens, false)
+    };
+    let out = |text: &str, tokens, stopped| (text.to_owned(), tokens, stopped);
+    assert_eq!(end(false, 0, "xaby"), out("x", 1, true));
+    assert_eq!(end(true, 0, "xaby"), out("xab", 3, true));
+    // Complete with the third token: one too early, and in time.
+    assert_eq!(end(false, 3, "xaby"), out("xaby", 4, false));
+    assert_eq!(end(false, 2, "xaby"), out("x", 1, true));
+    // What did not count is part of the text, and may be the beginning of what does.
+    assert_eq!(end(false, 3, "xaaab"), out("xa", 2, true));
+    assert_eq!(end(true, 4, "xaabab"), out("xaabab", 6, true));
+}
+
+#[test]
+fn a_token_that_ends_the_choice_has_no_text_of_its_own() {
+    let mut stream = stream(&["END"]);
+    let ids = bytes("aENx".as_bytes());
+    assert_eq!(stream.push(ids[0]).text, "a");
+    assert_eq!(stream.push(ids[1]).text, "");
+    assert_eq!(stream.push_stop(ids[3]), Piece { text: String::new(), tokens: 0, stopped: false });
+    assert_eq!(stream.finish(), "E");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use futures::stream::{Stream, StreamExt};
 use herd_listen::Bounded;
+use herd_proto::internal::v1::grammar::Kind;
+use herd_proto::internal::v1::{Choices, Grammar};
 use herd_proto::v1::inference_server::{Inference, InferenceServer};
 use herd_proto::v1::{self as wire, GenerateEvent, GenerateRequest, ListModelsRequest, ListModelsResponse};
 use herd_text::Message;
@@ -22,7 +24,7 @@ use crate::RequestError;
 use crate::gateway::{GatewayError, Parts, Submitted};
 use crate::observe::Api;
 use crate::request::{
-    FieldNames, GenerationRequest, Input, SamplingRequest, SchedulingRequest, ShapingRequest,
+    FieldNames, GenerationRequest, GrammarRequest, Input, SamplingRequest, SchedulingRequest, ShapingRequest,
 };
 use crate::request_id;
 use crate::task::OwnedTask;
@@ -164,7 +166,7 @@ fn convert(
     request_id: String,
     deadline: Instant,
 ) -> Result<GenerationRequest, RequestError> {
-    let GenerateRequest { model, input, sampling, n, request_id: _, priority, cache_salt } = request;
+    let GenerateRequest { model, input, sampling, n, request_id: _, priority, cache_salt, best_of } = request;
     let input = match input {
         Some(wire::generate_request::Input::Text(text)) => Input::Text(text),
         Some(wire::generate_request::Input::Tokens(wire::TokenIds { ids })) => Input::Tokens(ids),
@@ -193,6 +195,10 @@ fn convert(
         frequency_penalty,
         logit_bias,
         min_tokens,
+        structured_output,
+        stop_token_ids,
+        include_stop_str_in_output,
+        prompt_logprobs,
     } = sampling.unwrap_or_default();
     let max_tokens = max_tokens.map(u64::from);
     let shaping = ShapingRequest {
@@ -204,18 +210,44 @@ fn convert(
         logit_bias: logit_bias.into_iter().collect(),
         min_tokens: u64::from(min_tokens),
     };
-    let sampling =
-        SamplingRequest { max_tokens, temperature, top_p, seed, stop, logprobs, ignore_eos, shaping };
+    let grammar = structured_output.map(grammar);
+    let sampling = SamplingRequest {
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        stop,
+        stop_token_ids,
+        include_stop: include_stop_str_in_output,
+        logprobs,
+        prompt_logprobs,
+        ignore_eos,
+        shaping,
+        grammar,
+    };
     Ok(GenerationRequest {
         model,
         inputs: vec![input],
         n: n.max(1),
+        best_of: (best_of > 0).then_some(best_of),
         sampling,
         scheduling: SchedulingRequest { priority, cache_salt },
         request_id,
         deadline,
         names: NAMES,
     })
+}
+
+fn grammar(output: wire::sampling::StructuredOutput) -> GrammarRequest {
+    use wire::sampling::StructuredOutput as Output;
+    let (field, kind) = match output {
+        Output::JsonSchema(text) => ("json_schema", Kind::JsonSchema(text)),
+        Output::Regex(text) => ("regex", Kind::Regex(text)),
+        Output::Grammar(text) => ("grammar", Kind::Lark(text)),
+        Output::Choice(wire::Choices { texts }) => ("choice", Kind::Choices(Choices { texts })),
+    };
+    let field = format!("{}{field}", NAMES.sampling);
+    GrammarRequest { field, grammar: Grammar { kind: Some(kind) } }
 }
 
 /// `grpc-timeout`, as the gRPC over HTTP/2 specification has it.

@@ -1,9 +1,13 @@
 //! Events as an OpenAI answer, streamed or whole; the two methods differ only in the bodies they encode.
 
+use std::sync::Arc;
+
+use herd_text::TextModel;
+
 use super::request::Delivery;
 use super::usage::{Usage, UsageField};
 use crate::RequestError;
-use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent};
+use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent, Prompt, TokenDetail};
 
 /// What every body of an answer shares.
 pub(crate) struct About {
@@ -12,7 +16,11 @@ pub(crate) struct About {
     pub(crate) model: String,
     pub(crate) n: u32,
     pub(crate) prompts: Vec<Vec<u32>>,
-    pub(crate) logprobs: bool,
+    /// Alternatives a token, where log probabilities are asked for.
+    pub(crate) logprobs: Option<u32>,
+    pub(crate) text: Arc<TextModel>,
+    /// How likely the tokens of each prompt are, the first one apart; none where nobody asked.
+    pub(crate) prompt_details: Vec<Vec<TokenDetail>>,
     pub(crate) delivery: Delivery,
 }
 
@@ -54,10 +62,11 @@ impl Tally {
     }
 
     fn finished(&mut self, choice: u32, finished: &Finished) {
-        self.completion += finished.completion_tokens;
+        let &Finished { reason: _, completion_tokens, cached_tokens, logprob_sum: _, discarded_tokens } =
+            finished;
+        self.completion += completion_tokens + discarded_tokens;
         if let Some(cached) = self.cached.get_mut((choice / self.n) as usize) {
-            let least = cached.map_or(finished.cached_tokens, |least| least.min(finished.cached_tokens));
-            *cached = Some(least);
+            *cached = Some(cached.map_or(cached_tokens, |least| least.min(cached_tokens)));
         }
     }
 
@@ -91,6 +100,8 @@ impl Chunks {
         let running = self.running.get_mut(choice as usize)?;
         match kind {
             EventKind::Started => M::first(&self.about, choice, self.along()),
+            // Whoever asks for it is answered in one piece.
+            EventKind::Prompt(_) => None,
             EventKind::Delta(delta) => {
                 *running += delta.token_ids.len() as u32;
                 let says_something =
@@ -140,6 +151,12 @@ impl Whole {
         let Some((whole, reason)) = self.choices.get_mut(choice as usize) else { return };
         match kind {
             EventKind::Started => {}
+            EventKind::Prompt(Prompt { position: _, tokens }) => {
+                self.about.prompt_details.resize(self.about.prompts.len(), Vec::new());
+                if let Some(details) = self.about.prompt_details.get_mut((choice / self.about.n) as usize) {
+                    details.extend(tokens);
+                }
+            }
             EventKind::Delta(Delta { position: _, token_ids, text, logprobs }) => {
                 whole.token_ids.extend(token_ids);
                 whole.text.push_str(&text);

@@ -66,6 +66,15 @@ impl Fields {
         }
     }
 
+    /// A list of them.
+    pub(crate) fn token_ids(&mut self, field: &str) -> Result<Vec<u32>, RequestError> {
+        match self.take(field) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(values)) => token_ids(field, values),
+            Some(other) => Err(wrong(field, "a list of token ids", &other)),
+        }
+    }
+
     /// Refuses fields that OpenAI or its other servers know and this one does not serve, unless they ask for nothing.
     pub(crate) fn refuse(&mut self, unserved: &[(&str, &[&str])]) -> Result<(), RequestError> {
         for (field, neutral) in unserved {
@@ -93,6 +102,15 @@ fn same(value: &Value, neutral: &str) -> bool {
         (Some(value), Some(neutral)) => value == neutral,
         _ => *value == neutral,
     }
+}
+
+/// `path` names the list.
+pub(crate) fn token_ids(path: &str, values: Vec<Value>) -> Result<Vec<u32>, RequestError> {
+    let id = |(index, value): (usize, Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| wrong(&format!("{path}[{index}]"), "a token id", &value))
+    };
+    values.into_iter().enumerate().map(id).collect()
 }
 
 /// A value of the wrong type.

@@ -63,6 +63,16 @@ async fn bad_values_are_refused_by_name() {
         (json!({"logit_bias": {"5": 100.1}}), "logit_bias"),
         (json!({"logit_bias": {"1024": 1}}), "logit_bias"),
         (json!({"min_tokens": 4, "max_tokens": 3}), "min_tokens"),
+        (json!({"stop_token_ids": 5}), "stop_token_ids"),
+        (json!({"stop_token_ids": [5, -1]}), "stop_token_ids[1]"),
+        (json!({"stop_token_ids": [1024]}), "stop_token_ids"),
+        (json!({"stop_token_ids": vec![5; 129]}), "stop_token_ids"),
+        (json!({"include_stop_str_in_output": "yes"}), "include_stop_str_in_output"),
+        (json!({"prompt_logprobs": -1}), "prompt_logprobs"),
+        (json!({"prompt_logprobs": 21}), "prompt_logprobs"),
+        (json!({"prompt_logprobs": 1, "stream": true}), "prompt_logprobs"),
+        (json!({"response_format": "json"}), "response_format"),
+        (json!({"structured_outputs": {"regex": 5}}), "structured_outputs.regex"),
     ];
     for (more, field) in both {
         for path in [CHAT, COMPLETIONS] {
@@ -109,6 +119,11 @@ async fn bad_values_are_refused_by_name() {
         (json!({"prompt": vec!["x"; 129]}), "n"),
         (json!({"logprobs": 21}), "logprobs"),
         (json!({"logprobs": true}), "logprobs"),
+        (json!({"echo": 1}), "echo"),
+        (json!({"echo": true, "stream": true}), "echo"),
+        (json!({"best_of": 1, "n": 2}), "best_of"),
+        (json!({"best_of": 129}), "best_of"),
+        (json!({"best_of": 2, "stream": true}), "best_of"),
     ];
     for (more, field) in completions {
         let (param, _) = refused(&running, COMPLETIONS, &more).await;
@@ -124,12 +139,8 @@ async fn fields_that_are_not_served_yet_are_refused_unless_they_ask_for_nothing(
     let asking = [
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("required")),
-        ("response_format", json!({"type": "json_object"})),
-        ("stop_token_ids", json!([5])),
-        ("structured_outputs", json!({})),
-        ("echo", json!(true)),
+        ("guided_json", json!({})),
         ("suffix", json!("end")),
-        ("best_of", json!(2)),
         ("store", json!(true)),
         ("reasoning_effort", json!("high")),
     ];

@@ -92,7 +92,7 @@ async fn streamed_and_whole_and_grpc_say_the_same() {
 }
 
 /// Lets a gang compute some steps, and ends it in the next one.
-async fn lose(fleet: &Fleet, gang: usize, steps: usize) {
+pub(crate) async fn lose(fleet: &Fleet, gang: usize, steps: usize) {
     let control = &fleet.controls[gang];
     for _ in 0..steps {
         control.pass().await;

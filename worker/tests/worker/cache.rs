@@ -25,6 +25,7 @@ async fn cached(gang: &Gang, request: DecodeRequest) -> (u32, Vec<u32>) {
             Event::Started(event) => started = Some(event.cached_tokens),
             Event::Tokens(tokens) => ids.extend(tokens.tokens.iter().map(|token| token.id)),
             Event::Finished(event) => finished = Some(event.cached_tokens),
+            Event::Prompt(_) => panic!("not asked for"),
         }
     }
     assert_eq!(started, finished);

@@ -3,6 +3,7 @@
 mod cancel;
 mod failure;
 mod observed;
+mod prompt;
 mod transfer;
 
 use std::time::Duration;
@@ -52,6 +53,8 @@ fn greedy(max_tokens: usize) -> Sampling {
         top_logprobs: 0,
         first_position: 0,
         shaping: Shaping::default(),
+        constraint: None,
+        prompt_logprobs: None,
     }
 }
 

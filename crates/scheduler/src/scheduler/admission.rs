@@ -1,7 +1,7 @@
 //! How a sequence gets its first blocks: those it finds in the cache, and new ones.
 
 use super::{Planned, Scheduler, Started};
-use crate::sequence::{Phase, Sequence};
+use crate::sequence::{Budget, Phase, Sequence};
 use crate::turn::Turn;
 use crate::{BlockId, Limits, Move};
 
@@ -16,14 +16,14 @@ struct Found {
 impl Scheduler {
     /// Takes the head of the queue out, if there are a slot, blocks, and tokens in the step for it. Its moves are in the step
     /// then.
-    pub(super) fn admit(&mut self, turn: Turn, budget: usize, planned: &mut Planned) -> bool {
+    pub(super) fn admit(&mut self, turn: Turn, budget: &Budget, planned: &mut Planned) -> bool {
         let Limits { block_tokens, prefix_cache, .. } = self.limits;
         let Some(mut sequence) = self.waiting.remove(&turn) else { return false };
         if prefix_cache {
             sequence.chain.extend(&sequence.tokens, block_tokens);
         }
         let slot = self.running() < self.limits.running_sequences();
-        let tokens = budget > 0 || sequence.phase == Phase::Reserved;
+        let tokens = sequence.phase == Phase::Reserved || sequence.most(budget) > 0;
         let admitted = slot && tokens && self.give_blocks(&mut sequence, planned);
         if !admitted {
             self.waiting.insert(turn, sequence);
@@ -82,7 +82,7 @@ impl Scheduler {
     fn find(&self, sequence: &Sequence) -> Option<Found> {
         let Limits { block_tokens, prefix_cache, .. } = self.limits;
         let none = Found { blocks: Vec::new(), tail: None };
-        if !prefix_cache || sequence.phase == Phase::Reserved {
+        if !prefix_cache || sequence.phase == Phase::Reserved || sequence.all_logits {
             return Some(none);
         }
         let last = sequence.tokens.len() - 1;

@@ -24,11 +24,11 @@ fn prompt(length: usize, salt: u32) -> Vec<u32> {
 }
 
 fn generate(length: usize, salt: u32, max_tokens: usize) -> Work {
-    Work::Generate { prompt: prompt(length, salt), max_tokens }
+    Work::Generate { prompt: prompt(length, salt), max_tokens, all_logits: false }
 }
 
 fn prefill(length: usize, salt: u32) -> Work {
-    Work::Prefill { prompt: prompt(length, salt) }
+    Work::Prefill { prompt: prompt(length, salt), all_logits: false }
 }
 
 fn submit(scheduler: &mut Scheduler, number: u64, work: Work) {

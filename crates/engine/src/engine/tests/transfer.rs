@@ -37,8 +37,8 @@ async fn prefilled(
             Event::Started { blocks, cached: _ } => table = Some(blocks),
             Event::Token(token) => first = Some(token),
             Event::Finished(_) => return (sequence, table.unwrap(), first.unwrap()),
-            Event::Computed { .. } => {}
-            Event::Failed(reason) => panic!("{reason}"),
+            Event::Computed { .. } | Event::Prompt(_) => {}
+            Event::Failed(reason) | Event::Unsatisfiable(reason) => panic!("{reason}"),
         }
     }
 }

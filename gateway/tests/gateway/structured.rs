@@ -126,17 +126,15 @@ async fn a_chat_is_streamed_in_shape_and_cut_where_max_tokens_cuts_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_keeps_its_shape_when_its_gangs_are_lost() {
     use Role::{Decode, Prefill, Unified};
-    let more = json!({"response_format": format(), "n": 1});
+    let more = json!({"response_format": format()});
     let undisturbed = choices(&fake(&[Unified]).await, &more).await;
-    assert!(is_valid(undisturbed[0]["text"].as_str().unwrap()));
-    let tokens = undisturbed[0]["token_ids"].as_array().unwrap().len();
-    assert!(tokens > 12, "there is something to lose a gang in");
-    for (roles, lost) in [
-        (&[Unified, Unified, Unified][..], &[(0, 3), (1, 4)][..]),
-        (&[Prefill, Decode, Decode], &[(1, 6)]),
-        // The step that would sample the last token of all.
-        (&[Unified, Unified], &[(0, tokens - 1)]),
-    ] {
+    for choice in &undisturbed {
+        assert!(is_valid(choice["text"].as_str().unwrap()));
+        assert!(choice["token_ids"].as_array().unwrap().len() > 8, "there is something to lose a gang in");
+    }
+    for (roles, lost) in
+        [(&[Unified, Unified, Unified][..], &[(0, 3), (1, 4)][..]), (&[Prefill, Decode, Decode], &[(1, 6)])]
+    {
         let fleet = fake(roles).await;
         for (gang, _) in lost {
             fleet.controls[*gang].close();

@@ -11,12 +11,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Status};
 use tracing::debug;
 
-use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent};
+use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent, Prompt};
 use crate::fleet::{Assignment, Fleet, GangKey, Lesson, Party};
 use crate::grpc::status::retry_after;
 use crate::metrics::{Metrics, ModelMetrics, Want};
 use crate::request::GrammarRequest;
-use crate::transcript::Transcript;
+use crate::transcript::{Transcript, detail};
 use crate::validate::{ValidatedGeneration, ValidatedPrompt};
 use crate::{Limits, RequestError};
 
@@ -58,8 +58,12 @@ struct Tried {
 struct Said {
     started: bool,
     transcript: Transcript,
+    /// Position in the prompt of the next token whose log probability is told.
+    prompt: u32,
     /// All that came, those included that are held until their text is whole.
     ids: Vec<u32>,
+    /// Of their log probabilities.
+    logprob_sum: f64,
     /// When tokens came last.
     last: Option<Instant>,
 }
@@ -76,7 +80,8 @@ impl Choice<'_> {
         let sampling = &self.generation.sampling;
         let transcript = Transcript::new(&self.generation.model.text, sampling)
             .map_err(|error| RequestError::Failed(error.to_string()))?;
-        let mut said = Said { started: false, transcript, ids: Vec::new(), last: None };
+        let mut said =
+            Said { started: false, transcript, prompt: 1, ids: Vec::new(), logprob_sum: 0.0, last: None };
         let mut tried = Tried::default();
         let (mut attempt, mut resumed) = (0, 0);
         loop {
@@ -160,8 +165,13 @@ impl Choice<'_> {
         }
     }
 
+    /// The first choice of a prompt tells of it, before its first token.
+    fn tells_of_prompt(&self, said: &[u32]) -> bool {
+        said.is_empty() && self.index.is_multiple_of(self.generation.best_of)
+    }
+
     fn prompt(&self) -> &ValidatedPrompt {
-        &self.generation.prompts[(self.index / self.generation.n) as usize]
+        &self.generation.prompts[(self.index / self.generation.best_of) as usize]
     }
 
     /// One call of one gang.
@@ -195,6 +205,7 @@ impl Choice<'_> {
             match event {
                 // Not passed on: until there is a token the gang may yet refuse, and a refusal is a status.
                 decode_event::Event::Started(wire::Started {}) => {}
+                decode_event::Event::Prompt(tokens) => self.send_prompt(said, tokens).await?,
                 decode_event::Event::Tokens(wire::Tokens { position, tokens }) => {
                     self.send_started(&mut said.started).await?;
                     if position as usize != said.ids.len() {
@@ -210,6 +221,7 @@ impl Choice<'_> {
                     let mut stopped = false;
                     for token in tokens {
                         said.ids.push(token.id);
+                        said.logprob_sum += f64::from(token.logprob);
                         stopped = said.transcript.push(token, &mut delta);
                         if stopped {
                             break;
@@ -266,14 +278,14 @@ impl Choice<'_> {
         let sampling = &generation.sampling;
         let prompt = self.prompt();
         // Each prompt of a request is drawn as if it had come alone.
-        let request_id = match self.index / generation.n {
+        let request_id = match self.index / generation.best_of {
             0 => generation.request_id.clone(),
             prompt => format!("{}-{prompt}", generation.request_id),
         };
         wire::DecodeRequest {
             context: Some(wire::Context {
                 request_id,
-                choice: self.index % generation.n,
+                choice: self.index % generation.best_of,
                 attempt,
                 revision: assignment.revision.clone(),
                 model_digest: generation.model.digest.clone(),
@@ -290,6 +302,7 @@ impl Choice<'_> {
                 first_position: said.len() as u32,
                 shaping: Some(sampling.shaping.clone()),
                 grammar: sampling.grammar.as_ref().map(|request| request.grammar.clone()),
+                prompt_logprobs: sampling.prompt_logprobs.filter(|_| self.tells_of_prompt(said)),
             }),
             prefill_peer: assignment.prefill_peer.clone(),
             prefill_epoch: assignment.prefill_epoch,
@@ -334,6 +347,26 @@ impl Choice<'_> {
         }
     }
 
+    /// Of a gang that began anew, what the client has is left out: it is the same.
+    async fn send_prompt(&self, said: &mut Said, tokens: wire::Tokens) -> Result<(), RequestError> {
+        let wire::Tokens { position, tokens } = tokens;
+        if position > said.prompt {
+            let message =
+                format!("the gang sent position {position} of the prompt where {} comes next", said.prompt);
+            return Err(RequestError::Failed(message));
+        }
+        let known = (said.prompt - position) as usize;
+        let text = &self.generation.model.text;
+        let tokens: Vec<_> = tokens.iter().skip(known).map(|token| detail(text, token)).collect();
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        self.send_started(&mut said.started).await?;
+        let position = said.prompt;
+        said.prompt += tokens.len() as u32;
+        self.send(EventKind::Prompt(Prompt { position, tokens })).await
+    }
+
     async fn send_started(&self, started: &mut bool) -> Result<(), RequestError> {
         if std::mem::replace(started, true) {
             return Ok(());
@@ -356,7 +389,14 @@ impl Choice<'_> {
     ) -> Result<(), RequestError> {
         let tokens = said.ids.len() as u32;
         self.model_metrics.output_tokens.inc_by(u64::from(tokens));
-        self.send(EventKind::Finished(Finished { reason, completion_tokens: tokens, cached_tokens })).await
+        let finished = Finished {
+            reason,
+            completion_tokens: tokens,
+            cached_tokens,
+            logprob_sum: said.logprob_sum,
+            discarded_tokens: 0,
+        };
+        self.send(EventKind::Finished(finished)).await
     }
 
     async fn send(&self, kind: EventKind) -> Result<(), RequestError> {

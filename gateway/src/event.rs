@@ -1,6 +1,7 @@
 //! What a generation says, in terms that both front doors encode.
 
-/// One event of one choice. Those of a choice come in order: started, deltas with rising positions, finished.
+/// One event of one choice. Those of a choice come in order: started, how likely the prompt is, deltas with rising positions,
+/// finished.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct GenerationEvent {
     pub(crate) choice: u32,
@@ -10,8 +11,18 @@ pub(crate) struct GenerationEvent {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum EventKind {
     Started,
+    Prompt(Prompt),
     Delta(Delta),
     Finished(Finished),
+}
+
+/// How likely the next tokens of the prompt are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Prompt {
+    /// Of the first token, in the prompt; at least 1.
+    pub(crate) position: u32,
+    /// Their offsets are 0: only the text as a whole has any.
+    pub(crate) tokens: Vec<TokenDetail>,
 }
 
 /// Tokens and the text they complete: ids never run ahead of the text, nor text of the ids.
@@ -50,6 +61,10 @@ pub(crate) struct Finished {
     /// Tokens generated, an end-of-sequence token and the tokens of a stop string included.
     pub(crate) completion_tokens: u32,
     pub(crate) cached_tokens: u32,
+    /// Of the log probabilities of its tokens.
+    pub(crate) logprob_sum: f64,
+    /// Generated in choices of the same prompt that are left out; told with the first one that is not.
+    pub(crate) discarded_tokens: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

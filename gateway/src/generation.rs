@@ -9,6 +9,7 @@ use futures::stream::{FuturesUnordered, Stream, StreamExt};
 use tokio::sync::mpsc;
 
 use crate::RequestError;
+use crate::best_of::BestOf;
 use crate::choice::Choice;
 use crate::event::{EventKind, GenerationEvent};
 use crate::gateway::Parts;
@@ -25,6 +26,10 @@ pub(crate) struct Events {
     receiver: mpsc::Receiver<Result<GenerationEvent, RequestError>>,
     ready: VecDeque<Result<GenerationEvent, RequestError>>,
     admitted: Admitted,
+    /// Until all choices have ended, where the best are chosen.
+    best: Option<BestOf>,
+    /// Of the best ones.
+    chosen: VecDeque<GenerationEvent>,
     _task: OwnedTask,
 }
 
@@ -37,6 +42,8 @@ pub(crate) fn start(
 ) -> Events {
     let (sender, receiver) = mpsc::channel(parts.limits.buffered_events);
     let parts = Arc::clone(parts);
+    let (prompts, n, best_of) = (generation.prompts.len(), generation.n, generation.best_of);
+    let best = (best_of > n).then(|| BestOf::new(prompts, n, best_of));
     let task = OwnedTask::spawn(async move {
         let prompt_tokens: usize = generation.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         model_metrics.prompt_tokens.inc_by(prompt_tokens as u64);
@@ -66,7 +73,7 @@ pub(crate) fn start(
             }
         }
     });
-    Events { receiver, ready: VecDeque::new(), admitted, _task: task }
+    Events { receiver, ready: VecDeque::new(), admitted, best, chosen: VecDeque::new(), _task: task }
 }
 
 impl Stream for Events {
@@ -74,6 +81,27 @@ impl Stream for Events {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
+        loop {
+            if let Some(event) = this.chosen.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            let next = std::task::ready!(this.poll_event(cx));
+            match (this.best.take(), next) {
+                (None, next) | (Some(_), next @ Some(Err(_))) => return Poll::Ready(next),
+                (Some(mut best), Some(Ok(event))) => {
+                    best.take(event);
+                    this.best = Some(best);
+                }
+                (Some(best), None) => this.chosen = best.finish(),
+            }
+        }
+    }
+}
+
+impl Events {
+    /// The next one as it comes.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<GenerationEvent, RequestError>>> {
+        let this = self;
         if this.ready.is_empty() {
             let mut batch = Vec::new();
             std::task::ready!(this.receiver.poll_recv_many(cx, &mut batch, BATCH));

@@ -4,6 +4,7 @@
 //! `request -> ValidatedGeneration -> choices (a Decode stream each) -> events (token-aligned text)`.
 
 mod admission;
+mod best_of;
 mod choice;
 mod error;
 mod event;

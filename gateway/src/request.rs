@@ -13,6 +13,8 @@ pub(crate) struct GenerationRequest {
     pub(crate) inputs: Vec<Input>,
     /// Choices an input.
     pub(crate) n: u32,
+    /// Absent: `n`. So many choices an input are computed, and the likeliest ones are the answer.
+    pub(crate) best_of: Option<u32>,
     /// How to draw tokens and when to stop.
     pub(crate) sampling: SamplingRequest,
     /// Of the client, or made up; told to the gangs.
@@ -53,6 +55,8 @@ pub(crate) struct SamplingRequest {
     pub(crate) include_stop: bool,
     /// Present: log probabilities, with this many alternatives.
     pub(crate) logprobs: Option<u32>,
+    /// Present: log probabilities of the prompt's tokens, with this many alternatives.
+    pub(crate) prompt_logprobs: Option<u32>,
     /// Go on past end-of-sequence tokens.
     pub(crate) ignore_eos: bool,
     /// What is done to the logits.

@@ -51,14 +51,10 @@ impl Transcript {
     /// Takes one token, adds what it completes to `delta`, and says whether a stop string ended the text: then what is
     /// still held is of the stop string alone.
     pub(crate) fn push(&mut self, token: Token, delta: &mut Delta) -> bool {
-        let Token { id, logprob, top } = token;
+        let id = token.id;
         let detail = self.offsets.as_mut().map(|plain| {
             plain.push(id);
-            TokenDetail {
-                token: named(&self.text, id, logprob),
-                top: top.iter().map(|&TopLogprob { id, logprob }| named(&self.text, id, logprob)).collect(),
-                text_offset: plain.token_begin(),
-            }
+            TokenDetail { text_offset: plain.token_begin(), ..detail(&self.text, &token) }
         });
         self.held.push_back(Held { id, detail });
         let is_silent = !self.include_stop && self.stop_ids.contains(&id);
@@ -83,6 +79,16 @@ impl Transcript {
             delta.logprobs.extend(detail);
             self.sent += 1;
         }
+    }
+}
+
+/// A token with its log probability, apart from any text.
+pub(crate) fn detail(text: &TextModel, token: &Token) -> TokenDetail {
+    let Token { id, logprob, top } = token;
+    TokenDetail {
+        token: named(text, *id, *logprob),
+        top: top.iter().map(|&TopLogprob { id, logprob }| named(text, id, logprob)).collect(),
+        text_offset: 0,
     }
 }
 

@@ -27,7 +27,9 @@ const MAX_LOGIT_BIAS: usize = 1024;
 pub(crate) struct ValidatedGeneration {
     pub(crate) model: Model,
     pub(crate) prompts: Vec<ValidatedPrompt>,
+    /// Choices of a prompt that are wanted, and that are computed: no fewer.
     pub(crate) n: u32,
+    pub(crate) best_of: u32,
     pub(crate) sampling: ValidatedSampling,
     pub(crate) request_id: String,
     pub(crate) deadline: Instant,
@@ -47,14 +49,15 @@ pub(crate) struct ValidatedSampling {
     pub(crate) stops: Stops,
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) logprobs: Option<u32>,
+    pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) shaping: wire::Shaping,
     pub(crate) grammar: Option<GrammarRequest>,
 }
 
 impl ValidatedGeneration {
-    /// Choices over all prompts; choice `c` is of prompt `c / n`.
+    /// Choices computed over all prompts; choice `c` is of prompt `c / best_of`.
     pub(crate) fn choices(&self) -> u32 {
-        self.prompts.len() as u32 * self.n
+        self.prompts.len() as u32 * self.best_of
     }
 }
 
@@ -67,7 +70,7 @@ pub(crate) fn validate(
     now: SystemTime,
     drawn_seed: u64,
 ) -> Result<ValidatedGeneration, RequestError> {
-    let GenerationRequest { model: _, inputs, n, sampling, request_id, deadline, names } = request;
+    let GenerationRequest { model: _, inputs, n, best_of, sampling, request_id, deadline, names } = request;
     let SamplingRequest {
         max_tokens,
         temperature,
@@ -77,17 +80,24 @@ pub(crate) fn validate(
         stop_token_ids,
         include_stop,
         logprobs,
+        prompt_logprobs,
         ignore_eos,
         shaping,
         grammar,
     } = sampling;
-    let choices = (inputs.len() as u64) * u64::from(n);
+    let (field, computed) = best_of.map_or((names.n, n), |best_of| ("best_of", best_of));
+    if computed < n {
+        let message = format!("best_of is {computed}, fewer than the {n} choices that {} asks for", names.n);
+        return Err(RequestError::invalid(field, message));
+    }
+    let choices = (inputs.len() as u64) * u64::from(computed);
     if n == 0 || choices > limits.choices as u64 {
+        let field = if n == 0 { names.n } else { field };
         let message = format!(
-            "{} must be at least 1 and give at most {} choices over all prompts; it gives {choices}",
-            names.n, limits.choices
+            "{field} must be at least 1 and give at most {} choices over all prompts; it gives {choices}",
+            limits.choices
         );
-        return Err(RequestError::invalid(names.n, message));
+        return Err(RequestError::invalid(field, message));
     }
     let temperature = in_range(names.temperature, temperature.unwrap_or(1.0), 0.0, 2.0)?;
     let top_p = in_range(names.top_p, top_p.unwrap_or(1.0), 0.0, 1.0)?;
@@ -97,6 +107,13 @@ pub(crate) fn validate(
     if let Some(logprobs) = logprobs.filter(|&logprobs| logprobs > MAX_LOGPROBS) {
         let message = format!("{} must be at most {MAX_LOGPROBS}, not {logprobs}", names.logprobs);
         return Err(RequestError::invalid(names.logprobs, message));
+    }
+    if let Some(top) = prompt_logprobs.filter(|&top| top > MAX_LOGPROBS) {
+        let field = format!("{}prompt_logprobs", names.sampling);
+        return Err(RequestError::invalid(
+            &field,
+            format!("{field} must be at most {MAX_LOGPROBS}, not {top}"),
+        ));
     }
     if max_tokens == Some(0) {
         let message = format!("{} must be at least 1", names.max_tokens);
@@ -118,9 +135,18 @@ pub(crate) fn validate(
     let mut stop_ids = if ignore_eos { Vec::new() } else { model.text.stop_ids().to_vec() };
     stop_ids.extend(check_stop_tokens(stop_token_ids, names.sampling, model.text.vocab_size())?);
     let seed = seed.unwrap_or(drawn_seed);
-    let sampling =
-        ValidatedSampling { temperature, top_p, seed, stops, stop_ids, logprobs, shaping, grammar };
-    Ok(ValidatedGeneration { model, prompts, n, sampling, request_id, deadline })
+    let sampling = ValidatedSampling {
+        temperature,
+        top_p,
+        seed,
+        stops,
+        stop_ids,
+        logprobs,
+        prompt_logprobs,
+        shaping,
+        grammar,
+    };
+    Ok(ValidatedGeneration { model, prompts, n, best_of: computed, sampling, request_id, deadline })
 }
 
 /// `prefix` stands before the name of the field.

@@ -19,7 +19,7 @@ use crate::grammars::refused;
 use crate::lease::{Ask, Transfer};
 use crate::metrics::{Call, Stopwatch};
 use crate::refusal::{no_kv_blocks, prefill_failed, refuse};
-use crate::request::{ValidatedRequest, Work, finished_to, sampling_to, token_from, token_to};
+use crate::request::{ValidatedRequest, Work, finished_to, prompt_to, sampling_to, token_from, token_to};
 use crate::stream::{Messages, TaskStream};
 
 /// For a prefill leader to take or refuse a request, connecting included. It only puts it into its queue.
@@ -193,6 +193,7 @@ impl Owner {
                 event = self.events.message() => match self.prefill_event(event)? {
                     PrefillEvent::Queued(_) => {}
                     PrefillEvent::Started(_) => messages.send(started()).await?,
+                    PrefillEvent::Prompt(tokens) => messages.send(prompt(tokens)).await?,
                     PrefillEvent::Done(wire::PrefillDone { first, cached_tokens: _ }) => {
                         break first.ok_or_else(|| self.failed("done without a first token"))?;
                     }
@@ -310,6 +311,10 @@ fn started() -> wire::DecodeEvent {
     wire::DecodeEvent { event: Some(WireEvent::Started(wire::Started {})) }
 }
 
+fn prompt(tokens: wire::Tokens) -> wire::DecodeEvent {
+    wire::DecodeEvent { event: Some(WireEvent::Prompt(tokens)) }
+}
+
 fn tokens(position: usize, tokens: Vec<wire::Token>) -> wire::DecodeEvent {
     wire::DecodeEvent { event: Some(WireEvent::Tokens(wire::Tokens { position: position as u32, tokens })) }
 }
@@ -325,6 +330,7 @@ async fn report(
         match next {
             Some(Event::Started { .. }) => messages.send(started()).await?,
             Some(Event::Computed { .. }) => {}
+            Some(Event::Prompt(tokens)) => messages.send(prompt(prompt_to(tokens))).await?,
             Some(Event::Token(first)) => {
                 stopwatch.token();
                 let position = first.position;

@@ -168,7 +168,10 @@ mod tests {
 
         let bad = grammars.constraint(Grammar::Regex("(".to_owned()), Vec::new()).await.unwrap_err();
         assert_eq!(bad.code(), tonic::Code::InvalidArgument);
-        assert!(bad.message().starts_with("sampling.grammar: the regular expression cannot be used: "), "{bad}");
+        assert!(
+            bad.message().starts_with("sampling.grammar: the regular expression cannot be used: "),
+            "{bad}"
+        );
         assert_eq!(kept(&grammars), kept_now);
     }
 
@@ -190,6 +193,9 @@ mod tests {
         ] {
             assert_eq!(grammar_from(grammar_to(&grammar)).unwrap(), grammar);
         }
-        assert_eq!(grammar_from(wire::Grammar { kind: None }).unwrap_err().code(), tonic::Code::InvalidArgument);
+        assert_eq!(
+            grammar_from(wire::Grammar { kind: None }).unwrap_err().code(),
+            tonic::Code::InvalidArgument
+        );
     }
 }

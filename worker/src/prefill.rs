@@ -21,7 +21,7 @@ use crate::grammars::refused;
 use crate::metrics::{Call, Stopwatch};
 use crate::options::DEFAULT_BLOCKS_DEADLINE;
 use crate::refusal::{no_kv_blocks, refuse};
-use crate::request::{ValidatedRequest, Work, token_to};
+use crate::request::{ValidatedRequest, Work, prompt_to, token_to};
 use crate::stream::{Messages, TaskStream};
 use crate::transfer::{Progress, Route, send};
 
@@ -111,7 +111,7 @@ impl Job {
         messages.send(event(WireEvent::Started(wire::Started {}))).await?;
         let (computed, progress) = watch::channel(0);
         let (first, ()) = tokio::try_join!(
-            compute(&mut sequence, &computed, &mut stopwatch),
+            compute(&mut sequence, &computed, &messages, &mut stopwatch),
             self.deliver(blocks, progress)
         )?;
         let first = Some(token_to(first));
@@ -168,12 +168,14 @@ impl Job {
 async fn compute(
     sequence: &mut Sequence,
     computed: &watch::Sender<usize>,
+    messages: &Messages<wire::PrefillEvent>,
     stopwatch: &mut Stopwatch,
 ) -> Result<SampledToken, Status> {
     let mut first = None;
     loop {
         match sequence.next().await {
             Some(Event::Computed { computed: positions }) => drop(computed.send_replace(positions)),
+            Some(Event::Prompt(tokens)) => messages.send(event(WireEvent::Prompt(prompt_to(tokens)))).await?,
             Some(Event::Token(token)) => {
                 stopwatch.token();
                 first = Some(token);

@@ -96,6 +96,7 @@ fn sampling_from(
         first_position,
         shaping,
         grammar,
+        prompt_logprobs,
     } = sampling;
     let bad =
         |field: &str, problem: String| Err(Status::invalid_argument(format!("sampling.{field}: {problem}")));
@@ -115,6 +116,9 @@ fn sampling_from(
     if top_logprobs > MAX_TOP_LOGPROBS {
         return bad("top_logprobs", format!("{top_logprobs} is not at most {MAX_TOP_LOGPROBS}"));
     }
+    if let Some(top) = prompt_logprobs.filter(|top| *top > MAX_TOP_LOGPROBS) {
+        return bad("prompt_logprobs", format!("{top} is not at most {MAX_TOP_LOGPROBS}"));
+    }
     let shaping = shaping_from(shaping.unwrap_or_default());
     if shaping.bias.len() > MAX_BIAS {
         return bad("shaping.bias", format!("{} are more than {MAX_BIAS}", shaping.bias.len()));
@@ -131,6 +135,7 @@ fn sampling_from(
         first_position: first_position as usize,
         shaping,
         constraint: None,
+        prompt_logprobs: prompt_logprobs.map(|top| top as usize),
     };
     Ok((sampling, grammar))
 }
@@ -186,6 +191,7 @@ pub(crate) fn sampling_to(sampling: &herd_engine::Sampling, grammar: Option<&Gra
         first_position,
         shaping,
         constraint: _,
+        prompt_logprobs,
     } = sampling;
     wire::Sampling {
         max_tokens: *max_tokens as u32,
@@ -197,7 +203,14 @@ pub(crate) fn sampling_to(sampling: &herd_engine::Sampling, grammar: Option<&Gra
         first_position: *first_position as u32,
         shaping: Some(shaping_to(shaping)),
         grammar: grammar.map(grammar_to),
+        prompt_logprobs: prompt_logprobs.map(|top| top as u32),
     }
+}
+
+/// Tokens of a prompt.
+pub(crate) fn prompt_to(tokens: Vec<SampledToken>) -> wire::Tokens {
+    let position = tokens.first().map_or(0, |token| token.position as u32);
+    wire::Tokens { position, tokens: tokens.into_iter().map(token_to).collect() }
 }
 
 pub(crate) fn token_to(token: SampledToken) -> wire::Token {
@@ -243,6 +256,7 @@ mod tests {
                 min_p: 0.05,
             }),
             grammar: Some(wire::Grammar { kind: Some(wire::grammar::Kind::Regex("a|b".to_owned())) }),
+            prompt_logprobs: Some(6),
         }
     }
 
@@ -263,6 +277,7 @@ mod tests {
             ("top_p", wire::Sampling { top_p: 1.1, ..sampling() }),
             ("stop_token_ids", wire::Sampling { stop_token_ids: vec![0; MAX_STOP_IDS + 1], ..sampling() }),
             ("top_logprobs", wire::Sampling { top_logprobs: Some(MAX_TOP_LOGPROBS + 1), ..sampling() }),
+            ("prompt_logprobs", wire::Sampling { prompt_logprobs: Some(MAX_TOP_LOGPROBS + 1), ..sampling() }),
             ("grammar", wire::Sampling { grammar: Some(wire::Grammar { kind: None }), ..sampling() }),
             (
                 "shaping.bias",

@@ -12,7 +12,8 @@ use crate::observer::Unobserved;
 use crate::sampler::is_end;
 use crate::step_loop::StepLoop;
 use crate::{
-    ConstraintError, Executor, KvStore, Observer, Penalties, Reservation, Reserving, SampledToken, Sampling, Sequence, Shaping,
+    ConstraintError, Executor, KvStore, Observer, Penalties, Reservation, Reserving, SampledToken, Sampling,
+    Sequence, Shaping,
 };
 
 /// A request the engine does not take.
@@ -121,15 +122,16 @@ impl Engine {
     /// Computes a prompt and generates from it.
     pub fn generate(&self, prompt: Vec<u32>, sampling: Sampling) -> Result<Sequence, SubmitError> {
         self.check_sampling(&sampling)?;
-        let max_tokens = sampling.max_tokens;
-        self.submit(Work::Generate { prompt, max_tokens }, sampling)
+        let (max_tokens, all_logits) = (sampling.max_tokens, sampling.prompt_logprobs.is_some());
+        self.submit(Work::Generate { prompt, max_tokens, all_logits }, sampling)
     }
 
     /// Computes a prompt and samples position 0. The blocks, which cover the prompt alone, are the sequence's until it is
     /// dropped. Finishes with `Stop` if the token is a stop token, else with `Length`.
     pub fn prefill(&self, prompt: Vec<u32>, sampling: Sampling) -> Result<Sequence, SubmitError> {
         self.check_sampling(&sampling)?;
-        self.submit(Work::Prefill { prompt }, sampling)
+        let all_logits = sampling.prompt_logprobs.is_some();
+        self.submit(Work::Prefill { prompt, all_logits }, sampling)
     }
 
     /// Sets blocks aside for a prompt that another engine computes. Waits in the same queue as everything else.
@@ -223,8 +225,9 @@ impl Engine {
 
     fn submit(&self, work: Work, sampling: Sampling) -> Result<Sequence, SubmitError> {
         let positions = self.check_work(&work)?;
-        // Started, one Computed a prompt token at most, the tokens (one even of a prefill), and the last one.
-        let (sender, events) = mpsc::channel(positions + 3);
+        // Started, one Computed a prompt token at most (and one Prompt), the tokens (one even of a prefill), and the last one.
+        let prompt = if work.all_logits() { work.prompt_tokens() } else { 0 };
+        let (sender, events) = mpsc::channel(positions + prompt + 3);
         let reporter = Reporter { events: sender, sampling: Some(sampling) };
         let ticket = self.inner.shared.submit(work, reporter)?;
         Ok(Sequence { events, _ticket: ticket })
@@ -233,8 +236,8 @@ impl Engine {
     /// Returns the positions that the work takes.
     fn check_work(&self, work: &Work) -> Result<usize, SubmitError> {
         let (prompt, max_tokens) = match work {
-            Work::Generate { prompt, max_tokens } => (prompt.as_slice(), *max_tokens),
-            Work::Prefill { prompt } => (prompt.as_slice(), 0),
+            Work::Generate { prompt, max_tokens, all_logits: _ } => (prompt.as_slice(), *max_tokens),
+            Work::Prefill { prompt, all_logits: _ } => (prompt.as_slice(), 0),
             Work::Reserve { prompt_tokens: _, max_tokens } => (&[][..], *max_tokens),
         };
         if work.prompt_tokens() == 0 {
@@ -264,6 +267,7 @@ impl Engine {
             first_position: _,
             shaping: Shaping { bias, min_tokens: _, penalties, top_k: _, min_p },
             constraint: _,
+            prompt_logprobs,
         } = sampling;
         let bad = |field, value, expected| Err(SubmitError::BadSampling { field, value, expected });
         if *max_tokens == 0 {
@@ -277,6 +281,9 @@ impl Engine {
         }
         if *top_logprobs > self.inner.vocab_size {
             return bad("top_logprobs", *top_logprobs as f64, "at most the vocabulary size");
+        }
+        if let Some(top) = prompt_logprobs.filter(|top| *top > self.inner.vocab_size) {
+            return bad("prompt_logprobs", top as f64, "at most the vocabulary size");
         }
         if let Some((id, _)) = bias.iter().find(|(id, _)| *id as usize >= self.inner.vocab_size) {
             return bad("bias", f64::from(*id), "a token of the vocabulary");

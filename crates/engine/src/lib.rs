@@ -15,6 +15,7 @@ mod inbox;
 mod kv;
 mod observer;
 mod philox;
+mod prompt_logprobs;
 mod request;
 mod sampler;
 mod sequence;

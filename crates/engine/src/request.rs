@@ -27,6 +27,8 @@ pub struct Sampling {
     /// What the choice has to match, in the state after the `first_position` tokens that it has. Not complete: then there is
     /// nothing to generate.
     pub constraint: Option<Box<dyn Constraint>>,
+    /// Present: how likely each token of the prompt is, with this many alternatives. Whoever computes the prompt tells.
+    pub prompt_logprobs: Option<usize>,
 }
 
 /// A token id and its natural log probability in the distribution before temperature.
@@ -72,6 +74,9 @@ pub enum Event {
         /// Positions from the start of the prompt.
         computed: usize,
     },
+    /// How likely tokens of the prompt are after those before them; positions are in the prompt. Of each chunk of it as it
+    /// is computed, where [`Sampling::prompt_logprobs`] asks. The first token of a prompt has none.
+    Prompt(Vec<SampledToken>),
     /// A token.
     Token(SampledToken),
     /// The last event.

@@ -37,10 +37,6 @@ pub fn sample(
     allowed: Option<&TokenMask>,
 ) -> Result<SampledToken, SampleError> {
     let raw = largest(logits)?;
-    let normalizer = log_sum_exp(logits, raw.1);
-    let logprob =
-        |id: u32| TokenLogprob { id, logprob: (f64::from(logits[id as usize]) - normalizer) as f32 };
-
     let shaped = shaped(logits, sampling, position, history, allowed);
     let (row, (argmax, max)) = match &shaped {
         Some(row) => (row.as_slice(), largest(row)?),
@@ -51,8 +47,21 @@ pub fn sample(
     } else {
         argmax
     };
-    let top = most_likely(logits, sampling.top_logprobs).into_iter().map(logprob).collect();
-    Ok(SampledToken { position, token: logprob(id), top })
+    let (logprob, top) = logprobs_from(logits, raw.1, id, sampling.top_logprobs);
+    Ok(SampledToken { position, token: TokenLogprob { id, logprob }, top })
+}
+
+/// The log probability of a token, and the most likely ones, most likely first.
+pub(crate) fn logprobs(logits: &[f32], id: u32, top: usize) -> Result<(f32, Vec<TokenLogprob>), SampleError> {
+    let (_, max) = largest(logits)?;
+    Ok(logprobs_from(logits, max, id, top))
+}
+
+fn logprobs_from(logits: &[f32], max: f32, id: u32, top: usize) -> (f32, Vec<TokenLogprob>) {
+    let normalizer = log_sum_exp(logits, max);
+    let logprob = |id: u32| (f64::from(logits[id as usize]) - normalizer) as f32;
+    let top = most_likely(logits, top).into_iter().map(|id| TokenLogprob { id, logprob: logprob(id) });
+    (logprob(id), top.collect())
 }
 
 /// [`sample`] under a constraint, if there is one, which takes the token. Says whether the choice ends with it.
@@ -226,6 +235,7 @@ mod tests {
             min_p: 0.0,
         },
         constraint: None,
+        prompt_logprobs: None,
     };
 
     fn sample(logits: &[f32], sampling: &Sampling, position: usize) -> Result<SampledToken, SampleError> {

@@ -10,8 +10,8 @@ use crate::{Event, SubmitError};
 /// A request on its way: first in the queue, then running.
 ///
 /// Events come in this order: [`Event::Started`] (not after [`crate::Engine::decode`], whose reservation told the blocks
-/// already), [`Event::Computed`] after each step that computed prompt tokens, [`Event::Token`]s with rising positions (of one
-/// step, `Computed` first), and one [`Event::Finished`], [`Event::Failed`] or [`Event::Unsatisfiable`], after which there is
+/// already), [`Event::Computed`] after each step that computed prompt tokens and then [`Event::Prompt`] where it is asked for,
+/// [`Event::Token`]s with rising positions (of one step, these first), and one [`Event::Finished`], [`Event::Failed`] or [`Event::Unsatisfiable`], after which there is
 /// nothing.
 ///
 /// The loop never waits for a reader: the channel has room for every event the sequence can emit. That bound is only a count:
@@ -46,11 +46,13 @@ impl Reserving {
             Some(Event::Started { blocks }) => Ok(Reservation { blocks, ticket }),
             Some(Event::Failed(reason)) => Err(SubmitError::Stopped(reason)),
             Some(
-                Event::Computed { .. } | Event::Token(_) | Event::Finished(_) | Event::Unsatisfiable(_),
+                Event::Computed { .. }
+                | Event::Prompt(_)
+                | Event::Token(_)
+                | Event::Finished(_)
+                | Event::Unsatisfiable(_),
             )
-            | None => {
-                Err(SubmitError::Stopped("the step loop is gone".to_owned()))
-            }
+            | None => Err(SubmitError::Stopped("the step loop is gone".to_owned())),
         }
     }
 }

@@ -135,6 +135,7 @@ mod tests {
             top_logprobs: 0,
             shaping,
             constraint: None,
+            prompt_logprobs: None,
         }
     }
 

@@ -6,11 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use herd_scheduler::{Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, Started, StepPlan};
+use herd_scheduler::{
+    Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, Started, StepEntry, StepPlan,
+};
 
 use crate::inbox::{Command, Reporter, Shared};
+use crate::prompt_logprobs::prompt_logprobs;
 use crate::sampler::{SampleError, sample_next};
-use crate::{Constraint, Event, Executor, FinishReason, History, Observer, SampledToken, StepDone};
+use crate::{Constraint, Event, Executor, FinishReason, History, Observer, SampledToken, Sampling, StepDone};
 
 pub(crate) struct StepLoop {
     scheduler: Scheduler,
@@ -34,6 +37,8 @@ struct Running {
     last_token: Option<Instant>,
     /// Where its sampling asks for it.
     history: Option<History>,
+    /// The prompt, where how likely its tokens are is asked for.
+    prompt: Vec<u32>,
     /// Of its sampling, after the tokens that have come.
     constraint: Option<Box<dyn Constraint>>,
 }
@@ -146,8 +151,18 @@ impl StepLoop {
         let position = reporter.sampling.as_ref().map_or(0, |sampling| sampling.first_position);
         let history = reporter.sampling.as_ref().and_then(|sampling| History::new(sampling, prompt));
         let constraint = reporter.sampling.as_mut().and_then(|sampling| sampling.constraint.take());
-        let running =
-            Running { reporter, prompt_tokens, position, queued, last_token: None, history, constraint };
+        let asked = reporter.sampling.as_ref().is_some_and(|sampling| sampling.prompt_logprobs.is_some());
+        let prompt = if asked { prompt.to_vec() } else { Vec::new() };
+        let running = Running {
+            reporter,
+            prompt_tokens,
+            position,
+            queued,
+            last_token: None,
+            history,
+            prompt,
+            constraint,
+        };
         self.sequences.insert(id, running);
     }
 
@@ -158,21 +173,36 @@ impl StepLoop {
 
     /// Draws a token from every row of logits of a step that is done.
     fn sample(&mut self, step: &StepPlan, logits: &[f32]) -> Result<(), String> {
-        let wanted = step.entries.iter().filter(|entry| entry.logits == LogitRows::Last).count();
+        let wanted: usize = step.entries.iter().map(StepEntry::rows).sum();
         if logits.len() != wanted * self.vocab_size {
             let (got, vocab) = (logits.len(), self.vocab_size);
             return Err(format!("a step returned {got} logits instead of {wanted} rows of {vocab}"));
         }
-        let mut rows = logits.chunks_exact(self.vocab_size);
+        let mut rest = logits;
         // One look at the clock a step: its tokens go out together.
         let now = Instant::now();
         for entry in &step.entries {
             let id = entry.sequence;
-            let row = if entry.logits == LogitRows::Last { rows.next() } else { None };
+            let rows;
+            (rows, rest) = rest.split_at(entry.rows() * self.vocab_size);
             let Some(running) = self.sequences.get_mut(&id) else { continue };
+            let computed = entry.start + entry.tokens.len();
             if entry.start < running.prompt_tokens {
-                let computed = entry.start + entry.tokens.len();
                 self.events.push((id, Event::Computed { computed }));
+            }
+            let row =
+                rows.rchunks_exact(self.vocab_size).next().filter(|_| computed >= running.prompt_tokens);
+            if let (LogitRows::All, Some(Sampling { prompt_logprobs: Some(top), .. })) =
+                (entry.logits, &running.reporter.sampling)
+            {
+                match prompt_logprobs(rows, self.vocab_size, entry.start, &running.prompt, *top) {
+                    Ok(tokens) if tokens.is_empty() => {}
+                    Ok(tokens) => self.events.push((id, Event::Prompt(tokens))),
+                    Err(error) => {
+                        self.fail(id, Event::Failed(error.to_string()));
+                        continue;
+                    }
+                }
             }
             if let (Some(row), Some(sampling)) = (row, &running.reporter.sampling) {
                 let (history, constraint) = (running.history.as_ref(), running.constraint.as_mut());

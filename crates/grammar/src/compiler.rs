@@ -46,9 +46,8 @@ impl Compiler {
         let vocab_size = vocabulary.size();
         // Control tokens have no text, so no grammar allows one. Which of them end a choice is the sampler's business: the
         // end that llguidance asks for is an id past the vocabulary.
-        let mut tokens: Vec<Vec<u8>> = (0..vocab_size as u32)
-            .map(|id| vocabulary.text_bytes(id).unwrap_or_default().to_vec())
-            .collect();
+        let mut tokens: Vec<Vec<u8>> =
+            (0..vocab_size as u32).map(|id| vocabulary.text_bytes(id).unwrap_or_default().to_vec()).collect();
         tokens.push(Vec::new());
         let info = TokRxInfo::new(tokens.len() as u32, vocab_size as u32);
         let environment = ApproximateTokEnv::new(TokTrie::from(&info, &tokens));
@@ -82,8 +81,10 @@ impl Compiler {
                 compiled.constraint(&[])?;
                 Ok(compiled)
             };
-            let thread =
-                thread::Builder::new().name("grammar".to_owned()).stack_size(STACK_BYTES).spawn_scoped(scope, work);
+            let thread = thread::Builder::new()
+                .name("grammar".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, work);
             let thread = thread.map_err(|error| bad(format!("no thread to compile it: {error}")))?;
             thread.join().unwrap_or_else(|_| Err(bad("compiling it failed".to_owned())))
         })

@@ -70,7 +70,8 @@ impl Grammar {
                     return Err(GrammarError::NoChoices);
                 }
                 // Lark's string literals are JSON's.
-                let texts: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
+                let texts: Vec<String> =
+                    texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
                 GrammarWithLexer::from_lark(format!("start: {}", texts.join(" | ")))
             }
         };

@@ -12,6 +12,6 @@ mod scheduler;
 mod sequence;
 
 pub use limits::{DEFAULT_STEP_TOKENS, Limits, TooLong};
-pub use plan::{BlockId, LogitRows, SequenceId, StepEntry, StepPlan};
+pub use plan::{BlockId, LogitRows, MAX_PROMPT_ROWS, SequenceId, StepEntry, StepPlan};
 pub use scheduler::{Counters, Load, Planned, Refused, Scheduler, Started};
 pub use sequence::{Continuation, Ended, NotReserved, Work};

@@ -43,6 +43,26 @@ pub enum LogitRows {
     All,
 }
 
+/// Rows that a step returns of prompts whose logits are all wanted, over all of them: what bounds their memory, 33 MB with a
+/// vocabulary of 128,256.
+pub const MAX_PROMPT_ROWS: usize = 64;
+
+impl StepEntry {
+    /// Rows of logits that it returns.
+    pub fn rows(&self) -> usize {
+        match self.logits {
+            LogitRows::None => 0,
+            LogitRows::Last => 1,
+            LogitRows::All => self.tokens.len(),
+        }
+    }
+
+    /// Of these, those of prompts whose logits are all wanted.
+    pub(crate) fn prompt_rows(&self) -> usize {
+        if self.logits == LogitRows::All { self.tokens.len() } else { 0 }
+    }
+}
+
 impl StepPlan {
     /// Tokens the step computes.
     pub fn tokens(&self) -> usize {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use crate::blocks::BlockPool;
 use crate::sequence::{Phase, Sequence};
-use crate::{BlockId, Continuation, Ended, Limits, NotReserved, SequenceId, StepPlan, TooLong, Work};
+use crate::{
+    BlockId, Continuation, Ended, Limits, MAX_PROMPT_ROWS, NotReserved, SequenceId, StepPlan, TooLong, Work,
+};
 
 /// A request that is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -151,14 +153,15 @@ impl Scheduler {
 
     /// Starts whom it can and plans the next step.
     pub fn plan(&mut self) -> Planned {
-        let mut budget = self.limits.max_step_tokens;
+        let (mut budget, mut rows) = (self.limits.max_step_tokens, MAX_PROMPT_ROWS);
         let mut step = StepPlan::default();
         let decoding =
             self.sequences.iter().filter(|(_, sequence)| matches!(sequence.phase, Phase::Decode(_)));
         let prompts = self.sequences.iter().filter(|(_, sequence)| sequence.phase == Phase::Prompt);
         for (&id, sequence) in decoding.chain(prompts) {
-            if let Some(entry) = sequence.entry(id, budget) {
+            if let Some(entry) = sequence.entry(id, budget, rows) {
                 budget -= entry.tokens.len();
+                rows -= entry.prompt_rows();
                 step.entries.push(entry);
             }
         }
@@ -169,13 +172,15 @@ impl Scheduler {
         while slots > 0
             && let Some(next) = self.waiting.front()
             && (budget > 0 || matches!(next.work, Work::Reserve { .. }))
+            && (rows > 0 || !next.work.all_logits())
             && let Some(blocks) = self.pool.take(self.limits.blocks(next.positions))
             && let Some(Waiting { id, work, positions }) = self.waiting.pop_front()
         {
             slots -= 1;
             let sequence = Sequence::start(work, positions, Arc::clone(&blocks));
-            if let Some(entry) = sequence.entry(id, budget) {
+            if let Some(entry) = sequence.entry(id, budget, rows) {
                 budget -= entry.tokens.len();
+                rows -= entry.prompt_rows();
                 step.entries.push(entry);
             }
             self.sequences.insert(id, sequence);

@@ -13,11 +13,15 @@ pub enum Work {
         prompt: Vec<u32>,
         /// Tokens to generate at most.
         max_tokens: usize,
+        /// The logits of every prompt token are wanted: each has to be computed.
+        all_logits: bool,
     },
     /// Compute the prompt and sample position 0. The blocks are held until released, so that they can be sent elsewhere.
     Prefill {
         /// Token ids.
         prompt: Vec<u32>,
+        /// The logits of every prompt token are wanted: each has to be computed.
+        all_logits: bool,
     },
     /// Set blocks aside for KV that is computed elsewhere; [`crate::Scheduler::decode`] goes on from it.
     Reserve {
@@ -32,7 +36,7 @@ impl Work {
     /// Tokens of the prompt.
     pub fn prompt_tokens(&self) -> usize {
         match self {
-            Self::Generate { prompt, .. } | Self::Prefill { prompt } => prompt.len(),
+            Self::Generate { prompt, .. } | Self::Prefill { prompt, .. } => prompt.len(),
             Self::Reserve { prompt_tokens, .. } => *prompt_tokens,
         }
     }
@@ -40,9 +44,14 @@ impl Work {
     /// The prompt's ids, where they are known.
     pub fn prompt(&self) -> &[u32] {
         match self {
-            Self::Generate { prompt, .. } | Self::Prefill { prompt } => prompt,
+            Self::Generate { prompt, .. } | Self::Prefill { prompt, .. } => prompt,
             Self::Reserve { .. } => &[],
         }
+    }
+
+    /// The logits of every prompt token are wanted.
+    pub fn all_logits(&self) -> bool {
+        matches!(self, Self::Generate { all_logits: true, .. } | Self::Prefill { all_logits: true, .. })
     }
 
     /// Tokens whose KV may have to be kept beside the prompt's. The one token of a prefill is computed elsewhere.
@@ -117,16 +126,18 @@ pub(crate) struct Sequence {
     pub(crate) generated: usize,
     /// Ends after position 0 and keeps its blocks.
     pub(crate) prefill_only: bool,
+    /// The logits of every prompt token are wanted.
+    pub(crate) all_logits: bool,
     /// The prompt's KV was computed elsewhere.
     pub(crate) transferred: bool,
 }
 
 impl Sequence {
     pub(crate) fn start(work: Work, positions: usize, blocks: Arc<[BlockId]>) -> Self {
-        let prompt_tokens = work.prompt_tokens();
+        let (prompt_tokens, all_logits) = (work.prompt_tokens(), work.all_logits());
         let (phase, prompt, prefill_only) = match work {
-            Work::Generate { prompt, max_tokens: _ } => (Phase::Prompt, prompt, false),
-            Work::Prefill { prompt } => (Phase::Prompt, prompt, true),
+            Work::Generate { prompt, max_tokens: _, all_logits: _ } => (Phase::Prompt, prompt, false),
+            Work::Prefill { prompt, all_logits: _ } => (Phase::Prompt, prompt, true),
             Work::Reserve { .. } => (Phase::Reserved, Vec::new(), false),
         };
         Self {
@@ -138,12 +149,15 @@ impl Sequence {
             computed: 0,
             generated: 0,
             prefill_only,
+            all_logits,
             transferred: false,
         }
     }
 
-    /// The chunk of the prompt that comes next, `budget` tokens at most; or the next generated token.
-    pub(crate) fn entry(&self, id: SequenceId, budget: usize) -> Option<StepEntry> {
+    /// The chunk of the prompt that comes next, `budget` tokens at most, and no more than `rows` where each gives a row of
+    /// logits; or the next generated token.
+    pub(crate) fn entry(&self, id: SequenceId, budget: usize, rows: usize) -> Option<StepEntry> {
+        let budget = if self.wants_rows() { budget.min(rows) } else { budget };
         let tokens = match self.phase {
             Phase::Prompt => {
                 let end = self.prompt.len().min(self.computed.saturating_add(budget));
@@ -155,8 +169,13 @@ impl Sequence {
         if tokens.is_empty() {
             return None;
         }
-        let logits =
-            if self.computed + tokens.len() < self.prompt.len() { LogitRows::None } else { LogitRows::Last };
+        let logits = if self.wants_rows() {
+            LogitRows::All
+        } else if self.computed + tokens.len() < self.prompt.len() {
+            LogitRows::None
+        } else {
+            LogitRows::Last
+        };
         Some(StepEntry {
             sequence: id,
             tokens,
@@ -164,6 +183,11 @@ impl Sequence {
             blocks: Arc::clone(&self.blocks),
             logits,
         })
+    }
+
+    /// Each token that it computes next gives a row of logits.
+    fn wants_rows(&self) -> bool {
+        self.all_logits && self.phase == Phase::Prompt
     }
 
     /// The step with this entry is done. Returns how many of its tokens were prompt tokens.

@@ -5,7 +5,9 @@ mod reference;
 
 use std::sync::{Arc, LazyLock};
 
-use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, MAX_STOP_BYTES, MAX_STOPS, OutputStream, Piece, Stops, TextModel};
+use herd_text::{
+    BUNDLE_FILE_NAMES, BundleFiles, MAX_STOP_BYTES, MAX_STOPS, OutputStream, Piece, Stops, TextModel,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -2,7 +2,9 @@
 
 use herd_proto::v1 as wire;
 
-use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent, TokenDetail, TokenLogprob};
+use crate::event::{
+    Delta, EventKind, FinishReason, Finished, GenerationEvent, Prompt, TokenDetail, TokenLogprob,
+};
 use crate::fleet::ListedModel;
 
 /// What every event of a request shares.
@@ -19,17 +21,24 @@ pub(crate) fn event(event: GenerationEvent, about: &About) -> wire::GenerateEven
             let started = wire::Started { seed: about.seed, model_digest: about.model_digest.clone() };
             (0, wire::generate_event::Event::Started(started))
         }
+        EventKind::Prompt(Prompt { position, tokens }) => {
+            let tokens = tokens.into_iter().map(detail).collect();
+            (position, wire::generate_event::Event::Prompt(wire::PromptLogprobs { tokens }))
+        }
         EventKind::Delta(Delta { position, token_ids, text, logprobs }) => {
             let logprobs = logprobs.into_iter().map(detail).collect();
             (position, wire::generate_event::Event::Delta(wire::Delta { token_ids, text, logprobs }))
         }
-        EventKind::Finished(Finished { reason, completion_tokens, cached_tokens }) => {
+        EventKind::Finished(finished) => {
+            let Finished { reason, completion_tokens, cached_tokens, logprob_sum: _, discarded_tokens } =
+                finished;
             let reason = match reason {
                 FinishReason::Stop => wire::finished::Reason::Stop,
                 FinishReason::Length => wire::finished::Reason::Length,
             };
             let prompt_tokens = about.prompt_tokens;
-            let usage = Some(wire::Usage { prompt_tokens, cached_tokens, completion_tokens });
+            let usage =
+                Some(wire::Usage { prompt_tokens, cached_tokens, completion_tokens, discarded_tokens });
             let finished = wire::Finished { reason: reason.into(), usage };
             (completion_tokens, wire::generate_event::Event::Finished(finished))
         }

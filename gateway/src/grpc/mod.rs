@@ -164,7 +164,7 @@ fn convert(
     request_id: String,
     deadline: Instant,
 ) -> Result<GenerationRequest, RequestError> {
-    let GenerateRequest { model, input, sampling, n, request_id: _ } = request;
+    let GenerateRequest { model, input, sampling, n, request_id: _, best_of } = request;
     let input = match input {
         Some(wire::generate_request::Input::Text(text)) => Input::Text(text),
         Some(wire::generate_request::Input::Tokens(wire::TokenIds { ids })) => Input::Tokens(ids),
@@ -196,6 +196,7 @@ fn convert(
         structured_output,
         stop_token_ids,
         include_stop_str_in_output,
+        prompt_logprobs,
     } = sampling.unwrap_or_default();
     let max_tokens = max_tokens.map(u64::from);
     let shaping = ShapingRequest {
@@ -217,6 +218,7 @@ fn convert(
         stop_token_ids,
         include_stop: include_stop_str_in_output,
         logprobs,
+        prompt_logprobs,
         ignore_eos,
         shaping,
         grammar,
@@ -225,6 +227,7 @@ fn convert(
         model,
         inputs: vec![input],
         n: n.max(1),
+        best_of: (best_of > 0).then_some(best_of),
         sampling,
         request_id,
         deadline,

@@ -1,9 +1,13 @@
 //! Events as an OpenAI answer, streamed or whole; the two methods differ only in the bodies they encode.
 
+use std::sync::Arc;
+
+use herd_text::TextModel;
+
 use super::request::Delivery;
 use super::usage::{Usage, UsageField};
 use crate::RequestError;
-use crate::event::{Delta, EventKind, FinishReason, GenerationEvent};
+use crate::event::{Delta, EventKind, FinishReason, Finished, GenerationEvent, Prompt, TokenDetail};
 
 /// What every body of an answer shares.
 pub(crate) struct About {
@@ -12,7 +16,11 @@ pub(crate) struct About {
     pub(crate) model: String,
     pub(crate) n: u32,
     pub(crate) prompts: Vec<Vec<u32>>,
-    pub(crate) logprobs: bool,
+    /// Alternatives a token, where log probabilities are asked for.
+    pub(crate) logprobs: Option<u32>,
+    pub(crate) text: Arc<TextModel>,
+    /// How likely the tokens of each prompt are, the first one apart; none where nobody asked.
+    pub(crate) prompt_details: Vec<Vec<TokenDetail>>,
     pub(crate) delivery: Delivery,
 }
 
@@ -51,6 +59,13 @@ impl Tally {
         Self { prompt, cached: 0, completion: 0 }
     }
 
+    fn finished(&mut self, finished: Finished) {
+        let Finished { reason: _, completion_tokens, cached_tokens, logprob_sum: _, discarded_tokens } =
+            finished;
+        self.completion += completion_tokens + discarded_tokens;
+        self.cached += cached_tokens;
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         Usage::new(self.prompt, self.cached, self.completion)
     }
@@ -77,6 +92,8 @@ impl Chunks {
         let running = self.running.get_mut(choice as usize)?;
         match kind {
             EventKind::Started => M::first(&self.about, choice, self.along()),
+            // Whoever asks for it is answered in one piece.
+            EventKind::Prompt(_) => None,
             EventKind::Delta(delta) => {
                 *running += delta.token_ids.len() as u32;
                 let says_something =
@@ -85,8 +102,7 @@ impl Chunks {
             }
             EventKind::Finished(finished) => {
                 *running = 0;
-                self.tally.completion += finished.completion_tokens;
-                self.tally.cached += finished.cached_tokens;
+                self.tally.finished(finished);
                 Some(M::last(&self.about, choice, finished.reason, self.along()))
             }
         }
@@ -127,6 +143,12 @@ impl Whole {
         let Some((whole, reason)) = self.choices.get_mut(choice as usize) else { return };
         match kind {
             EventKind::Started => {}
+            EventKind::Prompt(Prompt { position: _, tokens }) => {
+                self.about.prompt_details.resize(self.about.prompts.len(), Vec::new());
+                if let Some(details) = self.about.prompt_details.get_mut((choice / self.about.n) as usize) {
+                    details.extend(tokens);
+                }
+            }
             EventKind::Delta(Delta { position: _, token_ids, text, logprobs }) => {
                 whole.token_ids.extend(token_ids);
                 whole.text.push_str(&text);
@@ -134,8 +156,7 @@ impl Whole {
             }
             EventKind::Finished(finished) => {
                 *reason = Some(finished.reason);
-                self.tally.completion += finished.completion_tokens;
-                self.tally.cached += finished.cached_tokens;
+                self.tally.finished(finished);
             }
         }
     }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::answer::{About, Method, finish_reason};
 use super::fields::{Fields, wrong};
+use super::prompt::PromptLogprobs;
 use super::request::{Own, Parsed, parse};
 use super::usage::{Usage, UsageField};
 use crate::RequestError;
@@ -40,6 +41,8 @@ pub(crate) fn read(body: &[u8], request_id: String, deadline: Instant) -> Result
             inputs: vec![Input::Chat(messages)],
             max_tokens: new.or(old),
             logprobs: logprobs(fields)?,
+            echo: false,
+            best_of: None,
             names,
         })
     })
@@ -121,6 +124,8 @@ struct Body<'a, C> {
     usage: UsageField,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<&'a [u32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs<'a>>,
 }
 
 #[derive(Serialize)]
@@ -218,6 +223,7 @@ impl Chat {
             choices,
             usage,
             prompt_token_ids,
+            prompt_logprobs: PromptLogprobs::of(about, 0),
         };
         super::encode(&body)
     }
@@ -242,7 +248,7 @@ impl Method for Chat {
         let choice = ChunkChoice {
             index: choice,
             delta: ChunkDelta { role: None, content: Some(text) },
-            logprobs: about.logprobs.then(|| Logprobs::new(logprobs)),
+            logprobs: about.logprobs.map(|_| Logprobs::new(logprobs)),
             finish_reason: None,
             token_ids: about.delivery.token_ids.then_some(token_ids),
         };
@@ -277,7 +283,7 @@ impl Method for Chat {
             .map(|(index, (delta, reason))| WholeChoice {
                 index: index as u32,
                 message: WholeMessage { role: "assistant", content: &delta.text, refusal: None },
-                logprobs: about.logprobs.then(|| Logprobs::new(&delta.logprobs)),
+                logprobs: about.logprobs.map(|_| Logprobs::new(&delta.logprobs)),
                 finish_reason: finish_reason(*reason),
                 token_ids: about.delivery.token_ids.then_some(&delta.token_ids),
             })

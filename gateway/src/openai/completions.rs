@@ -1,11 +1,14 @@
 //! `POST /v1/completions`.
 
+use std::borrow::Cow;
+
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::answer::{About, Method, finish_reason};
 use super::fields::{token_ids, wrong};
+use super::prompt::{Echo, PromptLogprobs};
 use super::request::{Own, Parsed, parse};
 use super::usage::{Usage, UsageField};
 use crate::RequestError;
@@ -31,7 +34,9 @@ pub(crate) fn read(body: &[u8], request_id: String, deadline: Instant) -> Result
         let inputs = prompts(fields.take("prompt"))?;
         let max_tokens = fields.count("max_tokens")?;
         let logprobs = fields.count("logprobs")?.map(|top| u32::try_from(top).unwrap_or(u32::MAX));
-        Ok(Own { inputs, max_tokens, logprobs, names: NAMES })
+        let echo = fields.bool("echo")?;
+        let best_of = fields.count("best_of")?.map(|best_of| u32::try_from(best_of).unwrap_or(u32::MAX));
+        Ok(Own { inputs, max_tokens, logprobs, echo, best_of, names: NAMES })
     })
 }
 
@@ -78,21 +83,24 @@ struct Body<'a> {
 #[derive(Serialize)]
 struct Choice<'a> {
     index: u32,
-    text: &'a str,
+    text: Cow<'a, str>,
     logprobs: Option<Logprobs>,
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<&'a [u32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<&'a [u32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs<'a>>,
 }
 
 #[derive(Serialize)]
 #[expect(clippy::struct_field_names, reason = "OpenAI's names")]
 struct Logprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
-    top_logprobs: Vec<Top>,
+    /// The first token of a prompt has none.
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<Top>>,
     text_offset: Vec<usize>,
 }
 
@@ -100,10 +108,28 @@ impl Logprobs {
     fn new(details: &[TokenDetail]) -> Self {
         Self {
             tokens: details.iter().map(|detail| name(&detail.token)).collect(),
-            token_logprobs: details.iter().map(|detail| detail.token.logprob).collect(),
-            top_logprobs: details.iter().map(top).collect(),
+            token_logprobs: details.iter().map(|detail| Some(detail.token.logprob)).collect(),
+            top_logprobs: details.iter().map(|detail| Some(top(detail, usize::MAX))).collect(),
             text_offset: details.iter().map(|detail| detail.text_offset).collect(),
         }
+    }
+
+    /// Of a prompt that is echoed, and of what comes after it; `details` are of all its tokens but the first.
+    fn with_prompt(self, echo: &Echo, details: &[TokenDetail], most: usize) -> Self {
+        let mut with = Self {
+            tokens: echo.names.clone(),
+            token_logprobs: vec![None],
+            top_logprobs: vec![None],
+            text_offset: echo.offsets.clone(),
+        };
+        with.token_logprobs.extend(details.iter().map(|detail| Some(detail.token.logprob)));
+        with.top_logprobs.extend(details.iter().map(|detail| Some(top(detail, most))));
+        let Self { tokens, token_logprobs, top_logprobs, text_offset } = self;
+        with.tokens.extend(tokens);
+        with.token_logprobs.extend(token_logprobs);
+        with.top_logprobs.extend(top_logprobs);
+        with.text_offset.extend(text_offset.into_iter().map(|offset| echo.characters + offset));
+        with
     }
 }
 
@@ -116,10 +142,10 @@ impl Serialize for Top {
     }
 }
 
-/// The alternatives, and the token itself where it is not one of them: so up to one more than asked for.
-fn top(detail: &TokenDetail) -> Top {
+/// `most` alternatives, and the token itself where it is not one of them: so up to one more than asked for.
+fn top(detail: &TokenDetail, most: usize) -> Top {
     let mut top: Vec<(String, f32)> = Vec::new();
-    for token in detail.top.iter().chain([&detail.token]) {
+    for token in detail.top.iter().take(most).chain([&detail.token]) {
         let name = name(token);
         // Of tokens with the same bytes the likeliest stays.
         if top.iter().all(|(other, _)| *other != name) {
@@ -131,10 +157,14 @@ fn top(detail: &TokenDetail) -> Top {
 
 /// A token's text, or `bytes:\xe2\x80` where it is not text alone: then two tokens never share a name.
 fn name(token: &TokenLogprob) -> String {
-    if std::str::from_utf8(&token.bytes).is_ok() {
-        return token.text.clone();
+    name_of(&token.text, &token.bytes)
+}
+
+pub(super) fn name_of(text: &str, bytes: &[u8]) -> String {
+    if std::str::from_utf8(bytes).is_ok() {
+        return text.to_owned();
     }
-    token.bytes.iter().fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}"))
+    bytes.iter().fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}"))
 }
 
 impl Completions {
@@ -167,11 +197,12 @@ impl Method for Completions {
         let Delta { position, token_ids, text, logprobs } = delta;
         let choice = Choice {
             index: choice,
-            text,
-            logprobs: about.logprobs.then(|| Logprobs::new(logprobs)),
+            text: text.into(),
+            logprobs: about.logprobs.map(|_| Logprobs::new(logprobs)),
             finish_reason: None,
             token_ids: about.delivery.token_ids.then_some(token_ids),
             prompt_token_ids: Self::prompt(about, choice).filter(|_| *position == 0),
+            prompt_logprobs: None,
         };
         Self::body(about, vec![choice], usage)
     }
@@ -179,11 +210,12 @@ impl Method for Completions {
     fn last(about: &About, choice: u32, reason: FinishReason, usage: UsageField) -> Vec<u8> {
         let choice = Choice {
             index: choice,
-            text: "",
+            text: "".into(),
             logprobs: None,
             finish_reason: Some(finish_reason(reason)),
             token_ids: about.delivery.token_ids.then_some(&[][..]),
             prompt_token_ids: None,
+            prompt_logprobs: None,
         };
         Self::body(about, vec![choice], usage)
     }
@@ -193,18 +225,29 @@ impl Method for Completions {
     }
 
     fn whole(about: &About, choices: &[(Delta, FinishReason)], usage: Usage) -> Vec<u8> {
-        let choices = choices
-            .iter()
-            .enumerate()
-            .map(|(index, (delta, reason))| Choice {
+        let echoes = Echo::of(about);
+        let choices = choices.iter().enumerate().map(|(index, (delta, reason))| {
+            let prompt = index / about.n as usize;
+            let echo = echoes.get(prompt);
+            let logprobs = about.logprobs.map(|most| {
+                let said = Logprobs::new(&delta.logprobs);
+                let details = about.prompt_details.get(prompt).map_or(&[][..], Vec::as_slice);
+                match echo {
+                    Some(echo) => said.with_prompt(echo, details, most as usize),
+                    None => said,
+                }
+            });
+            Choice {
                 index: index as u32,
-                text: &delta.text,
-                logprobs: about.logprobs.then(|| Logprobs::new(&delta.logprobs)),
+                text: echo.map_or((&delta.text).into(), |echo| format!("{}{}", echo.text, delta.text).into()),
+                logprobs,
                 finish_reason: Some(finish_reason(*reason)),
                 token_ids: about.delivery.token_ids.then_some(&delta.token_ids),
                 prompt_token_ids: Self::prompt(about, index as u32),
-            })
-            .collect();
+                prompt_logprobs: PromptLogprobs::of(about, prompt),
+            }
+        });
+        let choices = choices.collect();
         Self::body(about, choices, UsageField::Counts(usage))
     }
 }

@@ -6,6 +6,7 @@ mod completions;
 mod error;
 mod fields;
 mod models;
+mod prompt;
 mod request;
 mod sse;
 mod structured;
@@ -155,7 +156,7 @@ async fn run<M: Method>(
     admitted: Admitted,
 ) -> Result<Response<Body>, RequestError> {
     let Parsed { request, delivery, ignored: _ } = parsed;
-    let (n, logprobs) = (request.n, request.sampling.logprobs.is_some());
+    let (n, logprobs) = (request.n, request.sampling.logprobs);
     let Submitted { mut events, model, seed: _, prompts } =
         parts.submit(request, admitted, SystemTime::now()).await?;
     let about = About {
@@ -165,6 +166,8 @@ async fn run<M: Method>(
         n,
         prompts,
         logprobs,
+        text: model.text,
+        prompt_details: Vec::new(),
         delivery,
     };
     if delivery.stream {

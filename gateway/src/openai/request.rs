@@ -31,7 +31,6 @@ const UNSERVED: &[(&str, &[&str])] = &[
     ("add_generation_prompt", &["true"]),
     ("continue_final_message", &["false"]),
     ("use_beam_search", &["false"]),
-    ("prompt_logprobs", &[]),
     ("prompt_embeds", &[]),
     ("echo", &["false"]),
     ("suffix", &["\"\""]),
@@ -75,6 +74,10 @@ pub(crate) struct Delivery {
     pub(crate) include_usage: bool,
     pub(crate) continuous_usage: bool,
     pub(crate) token_ids: bool,
+    /// The prompt is part of the text.
+    pub(crate) echo: bool,
+    /// How likely the prompt is.
+    pub(crate) prompt_logprobs: bool,
 }
 
 /// A request read, with the fields nobody knows.
@@ -100,6 +103,8 @@ pub(crate) struct Own {
     pub(crate) inputs: Vec<Input>,
     pub(crate) max_tokens: Option<u64>,
     pub(crate) logprobs: Option<u32>,
+    pub(crate) echo: bool,
+    pub(crate) best_of: Option<u32>,
     pub(crate) names: FieldNames,
 }
 
@@ -112,11 +117,12 @@ pub(crate) fn parse(
 ) -> Result<Parsed, RequestError> {
     let mut fields = Fields::parse(body)?;
     let model = fields.string("model")?.unwrap_or_default();
-    let Own { inputs, max_tokens, logprobs, names } = own(&mut fields)?;
+    let Own { inputs, max_tokens, logprobs, echo, best_of, names } = own(&mut fields)?;
     let n = match fields.count("n")? {
         None => 1,
         Some(n) => u32::try_from(n).unwrap_or(u32::MAX),
     };
+    let prompt_logprobs = fields.count("prompt_logprobs")?.map(|top| u32::try_from(top).unwrap_or(u32::MAX));
     let sampling = SamplingRequest {
         max_tokens,
         temperature: fields.number("temperature")?,
@@ -126,6 +132,8 @@ pub(crate) fn parse(
         stop_token_ids: fields.token_ids("stop_token_ids")?,
         include_stop: fields.bool("include_stop_str_in_output")?,
         logprobs,
+        // What is echoed comes with its log probabilities too.
+        prompt_logprobs: prompt_logprobs.max(logprobs.filter(|_| echo)),
         ignore_eos: fields.bool("ignore_eos")?,
         shaping: ShapingRequest {
             top_k: top_k(fields.take("top_k"))?,
@@ -139,8 +147,22 @@ pub(crate) fn parse(
         grammar: structured::grammar(&mut fields)?,
     };
     let stream = fields.bool("stream")?;
-    let mut delivery =
-        Delivery { stream, token_ids: fields.bool("return_token_ids")?, ..Delivery::default() };
+    let token_ids = fields.bool("return_token_ids")?;
+    let mut delivery = Delivery {
+        stream,
+        token_ids,
+        echo,
+        prompt_logprobs: prompt_logprobs.is_some(),
+        ..Delivery::default()
+    };
+    let whole = [
+        ("prompt_logprobs", prompt_logprobs.is_some()),
+        ("echo", echo),
+        ("best_of", best_of.is_some_and(|best_of| best_of != n)),
+    ];
+    if let Some((field, _)) = whole.iter().find(|(_, asked)| stream && *asked) {
+        return Err(RequestError::invalid(*field, format!("{field} is not streamed; leave out stream")));
+    }
     match fields.take("stream_options") {
         None => {}
         Some(_) if !stream => {
@@ -160,6 +182,6 @@ pub(crate) fn parse(
     }
     fields.refuse(UNSERVED)?;
     let ignored = fields.rest().take(MAX_IGNORED).map(cut).collect();
-    let request = GenerationRequest { model, inputs, n, sampling, request_id, deadline, names };
+    let request = GenerationRequest { model, inputs, n, best_of, sampling, request_id, deadline, names };
     Ok(Parsed { request, delivery, ignored })
 }

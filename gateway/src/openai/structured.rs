@@ -45,7 +45,8 @@ fn response_format(value: Value) -> Result<Option<GrammarRequest>, RequestError>
         }
         other => {
             let field = "response_format.type";
-            let message = format!(r#"{field} is {other:?}; it must be "text", "json_object" or "json_schema""#);
+            let message =
+                format!(r#"{field} is {other:?}; it must be "text", "json_object" or "json_schema""#);
             Err(RequestError::invalid(field, message))
         }
     }
@@ -126,7 +127,8 @@ mod tests {
         }
         let schema = json!({"type": "object", "properties": {"b": {}, "a": {}}});
         let text = r#"{"type":"object","properties":{"b":{},"a":{}}}"#;
-        let format = json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}});
+        let format =
+            json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}});
         let field = "response_format.json_schema.schema".to_owned();
         assert_eq!(kind(&json!({"response_format": format})), (field, Kind::JsonSchema(text.to_owned())));
         let any = ("response_format".to_owned(), Kind::JsonSchema(ANY_OBJECT.to_owned()));
@@ -135,7 +137,10 @@ mod tests {
         assert_eq!(of("json", schema).1, Kind::JsonSchema(text.to_owned()));
         assert_eq!(of("json", json!("{}")).1, Kind::JsonSchema("{}".to_owned()));
         assert_eq!(of("json_object", json!(true)).1, Kind::JsonSchema(ANY_OBJECT.to_owned()));
-        assert_eq!(of("regex", json!("a+")), ("structured_outputs.regex".to_owned(), Kind::Regex("a+".to_owned())));
+        assert_eq!(
+            of("regex", json!("a+")),
+            ("structured_outputs.regex".to_owned(), Kind::Regex("a+".to_owned()))
+        );
         assert_eq!(of("grammar", json!("start: \"a\"")).1, Kind::Lark("start: \"a\"".to_owned()));
         let texts = vec!["a".to_owned(), "b".to_owned()];
         assert_eq!(of("choice", json!(["a", "b"])).1, Kind::Choices(Choices { texts }));

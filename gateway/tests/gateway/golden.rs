@@ -20,6 +20,7 @@ struct Golden {
 struct Case {
     id: u32,
     prompt: Vec<u32>,
+    prompt_logprobs_first64: Vec<f64>,
     greedy: Vec<u32>,
     greedy_logprobs: Vec<f64>,
     top5_first8: Vec<Vec<(u32, f64)>>,
@@ -87,9 +88,13 @@ impl Check {
         let apart = cpu(self.model, tensor, &[Role::Prefill, Role::Decode]).await;
         let text = text_model(self.model);
         let (mut distance, mut compared) = (0.0, 0);
+        let (mut prompt_distance, mut prompt_compared) = (0.0, 0);
         for case in &golden.cases {
             let whole = over_http(&unified, case).await;
             assert_eq!(whole, over_http(&apart, case).await, "{} case {}: apart", self.golden, case.id);
+            let (sum, count) = self.compare_prompt(case, &whole);
+            prompt_distance += sum;
+            prompt_compared += count;
             let http = read_http(&whole);
             let grpc = over_grpc(&apart, case).await;
             assert_eq!((&grpc.ids, &grpc.logprobs), (&http.ids, &http.logprobs), "case {}", case.id);
@@ -99,9 +104,31 @@ impl Check {
                 compared += count;
             }
         }
+        let mean = prompt_distance / prompt_compared as f64;
+        assert!(mean <= self.mean, "{}: mean distance of prompts {mean}", self.golden);
         let mean = distance / compared as f64;
         assert!(mean <= self.mean, "{}: mean distance {mean}", self.golden);
         assert!(apart.metric("herd_prefill_recomputed_tokens_total").await.abs() < 0.1);
+    }
+
+    /// The same of the prompt's tokens.
+    fn compare_prompt(&self, case: &Case, choice: &Value) -> (f64, usize) {
+        let told = choice["prompt_logprobs"].as_array().unwrap();
+        assert_eq!(told.len(), case.prompt.len());
+        assert_eq!(told[0], Value::Null);
+        let mut sum = 0.0;
+        for (at, golden) in (1..).zip(&case.prompt_logprobs_first64) {
+            let entry = &told[at][case.prompt[at].to_string()];
+            let ours = f64::from(entry["logprob"].as_f64().unwrap() as f32);
+            assert!(
+                (ours - golden).abs() <= self.each,
+                "{} case {} at {at}: {ours}, golden {golden}",
+                self.golden,
+                case.id
+            );
+            sum += (ours - golden).abs();
+        }
+        (sum, case.prompt_logprobs_first64.len())
     }
 
     /// The summed distance of log probabilities and how many there are.
@@ -159,7 +186,7 @@ fn named(text: &str, bytes: &[u8]) -> String {
 async fn over_http(fleet: &Fleet, case: &Case) -> Value {
     let body = json!({
         "model": "tiny", "prompt": case.prompt, "max_tokens": 64, "temperature": 0, "ignore_eos": true,
-        "logprobs": 5, "return_token_ids": true
+        "logprobs": 5, "return_token_ids": true, "prompt_logprobs": 1
     });
     let answer = fleet.running.post("/v1/completions", &body).await;
     assert_eq!(answer.status, 200, "{}", answer.text());

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that panics has failed")]
 
+mod best_of;
 mod binary;
 mod cancelling;
 mod chat;
@@ -13,6 +14,7 @@ mod kubernetes;
 mod metrics;
 mod overload;
 mod page;
+mod prompts;
 mod refusals;
 mod routing;
 mod stops;

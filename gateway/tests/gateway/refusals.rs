@@ -68,6 +68,9 @@ async fn bad_values_are_refused_by_name() {
         (json!({"stop_token_ids": [1024]}), "stop_token_ids"),
         (json!({"stop_token_ids": vec![5; 129]}), "stop_token_ids"),
         (json!({"include_stop_str_in_output": "yes"}), "include_stop_str_in_output"),
+        (json!({"prompt_logprobs": -1}), "prompt_logprobs"),
+        (json!({"prompt_logprobs": 21}), "prompt_logprobs"),
+        (json!({"prompt_logprobs": 1, "stream": true}), "prompt_logprobs"),
         (json!({"response_format": "json"}), "response_format"),
         (json!({"structured_outputs": {"regex": 5}}), "structured_outputs.regex"),
     ];
@@ -116,6 +119,11 @@ async fn bad_values_are_refused_by_name() {
         (json!({"prompt": vec!["x"; 129]}), "n"),
         (json!({"logprobs": 21}), "logprobs"),
         (json!({"logprobs": true}), "logprobs"),
+        (json!({"echo": 1}), "echo"),
+        (json!({"echo": true, "stream": true}), "echo"),
+        (json!({"best_of": 1, "n": 2}), "best_of"),
+        (json!({"best_of": 129}), "best_of"),
+        (json!({"best_of": 2, "stream": true}), "best_of"),
     ];
     for (more, field) in completions {
         let (param, _) = refused(&running, COMPLETIONS, &more).await;
@@ -132,9 +140,7 @@ async fn fields_that_are_not_served_yet_are_refused_unless_they_ask_for_nothing(
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("required")),
         ("guided_json", json!({})),
-        ("echo", json!(true)),
         ("suffix", json!("end")),
-        ("best_of", json!(2)),
         ("store", json!(true)),
         ("reasoning_effort", json!("high")),
     ];

@@ -45,11 +45,16 @@ async fn a_stop_token_ends_the_answer_and_its_text_is_there_only_if_asked_for() 
         (json!({"ignore_eos": true}), text.clone()),
         (json!({"include_stop_str_in_output": true}), format!("{text}{last_text}")),
     ] {
-        let mut body = json!({"model": "tiny", "prompt": "x", "stop_token_ids": [last], "return_token_ids": true});
+        let mut body =
+            json!({"model": "tiny", "prompt": "x", "stop_token_ids": [last], "return_token_ids": true});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let choice = running.post(COMPLETIONS, &body).await.json()["choices"][0].clone();
         assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(expected), &json!("stop")), "{more}");
-        assert_eq!(choice["token_ids"], json!(ids[..=cut]), "the token itself is told, as an end-of-sequence token is");
+        assert_eq!(
+            choice["token_ids"],
+            json!(ids[..=cut]),
+            "the token itself is told, as an end-of-sequence token is"
+        );
     }
     let eos = model.stop_ids().to_vec();
     let asked: Vec<Vec<u32>> =

@@ -67,8 +67,7 @@ async fn answers_have_the_shape_that_was_asked_for() {
     let unified = fake(&[Role::Unified]).await;
     let apart = fake(&[Role::Prefill, Role::Decode]).await;
     let lark = "start: \"<\" word (\" \" word){0,3} \">\"\nword: /[a-c]{1,3}/";
-    let any: Matches<'_> =
-        &|text| serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object());
+    let any: Matches<'_> = &|text| serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object());
     let words: Matches<'_> = &|text| {
         let inner = text.strip_prefix('<').and_then(|text| text.strip_suffix('>'));
         inner.is_some_and(|inner| {
@@ -127,17 +126,15 @@ async fn a_chat_is_streamed_in_shape_and_cut_where_max_tokens_cuts_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_keeps_its_shape_when_its_gangs_are_lost() {
     use Role::{Decode, Prefill, Unified};
-    let more = json!({"response_format": format(), "n": 1});
+    let more = json!({"response_format": format()});
     let undisturbed = choices(&fake(&[Unified]).await, &more).await;
-    assert!(is_valid(undisturbed[0]["text"].as_str().unwrap()));
-    let tokens = undisturbed[0]["token_ids"].as_array().unwrap().len();
-    assert!(tokens > 12, "there is something to lose a gang in");
-    for (roles, lost) in [
-        (&[Unified, Unified, Unified][..], &[(0, 3), (1, 4)][..]),
-        (&[Prefill, Decode, Decode], &[(1, 6)]),
-        // The step that would sample the last token of all.
-        (&[Unified, Unified], &[(0, tokens - 1)]),
-    ] {
+    for choice in &undisturbed {
+        assert!(is_valid(choice["text"].as_str().unwrap()));
+        assert!(choice["token_ids"].as_array().unwrap().len() > 8, "there is something to lose a gang in");
+    }
+    for (roles, lost) in
+        [(&[Unified, Unified, Unified][..], &[(0, 3), (1, 4)][..]), (&[Prefill, Decode, Decode], &[(1, 6)])]
+    {
         let fleet = fake(roles).await;
         for (gang, _) in lost {
             fleet.controls[*gang].close();
@@ -152,12 +149,17 @@ async fn an_answer_keeps_its_shape_when_its_gangs_are_lost() {
 async fn a_grammar_that_cannot_be_used_is_the_clients_to_mend() {
     for roles in [&[Role::Unified][..], &[Role::Prefill, Role::Decode]] {
         let fleet = fake(roles).await;
-        let schema = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}});
+        let schema =
+            json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}});
         let long = "a".repeat(200_000);
         for (more, field, says) in [
             (json!({"response_format": schema}), "response_format.json_schema.schema", "thing"),
             (json!({"response_format": {"type": "xml"}}), "response_format.type", "xml"),
-            (json!({"structured_outputs": {"regex": "(a"}}), "structured_outputs.regex", "regular expression"),
+            (
+                json!({"structured_outputs": {"regex": "(a"}}),
+                "structured_outputs.regex",
+                "regular expression",
+            ),
             (json!({"structured_outputs": {"regex": long}}), "structured_outputs.regex", "131072"),
             (json!({"structured_outputs": {"grammar": "begin: x"}}), "structured_outputs.grammar", "grammar"),
             (json!({"structured_outputs": {"choice": []}}), "structured_outputs.choice", "choice is empty"),
@@ -167,7 +169,10 @@ async fn a_grammar_that_cannot_be_used_is_the_clients_to_mend() {
             assert_eq!(param, field, "{message}");
             assert!(message.contains(field) && message.contains(says), "{message}");
         }
-        let bad = Sampling { structured_output: Some(StructuredOutput::Regex("[".to_owned())), ..Sampling::default() };
+        let bad = Sampling {
+            structured_output: Some(StructuredOutput::Regex("[".to_owned())),
+            ..Sampling::default()
+        };
         let bad = GenerateRequest { sampling: Some(bad), ..grpc::text("x") };
         let status = fleet.running.grpc().await.generate(bad).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);

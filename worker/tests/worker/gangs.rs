@@ -139,6 +139,7 @@ impl Answer {
             assert_eq!(answer.finished, None, "nothing comes after the end");
             match event.event.unwrap() {
                 Event::Started(_) => answer.started = true,
+                Event::Prompt(_) => {}
                 Event::Tokens(tokens) => {
                     assert_eq!(tokens.position as usize, first + answer.ids.len());
                     for token in tokens.tokens {
@@ -175,6 +176,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32) -> DecodeRequest {
             first_position: 0,
             shaping: None,
             grammar: None,
+            prompt_logprobs: None,
         }),
         prefill_peer: String::new(),
         prefill_epoch: 0,

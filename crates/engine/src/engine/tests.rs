@@ -3,6 +3,7 @@
 mod cancel;
 mod failure;
 mod observed;
+mod prompt;
 mod transfer;
 
 use std::time::Duration;
@@ -47,6 +48,7 @@ fn greedy(max_tokens: usize) -> Sampling {
         first_position: 0,
         shaping: Shaping::default(),
         constraint: None,
+        prompt_logprobs: None,
     }
 }
 

@@ -55,11 +55,8 @@ fn a_grammar() -> impl Strategy<Value = Option<Grammar>> {
 
 fn a_shaping() -> impl Strategy<Value = Shaping> {
     let penalties = (0.5_f32..2.0, -2.0_f32..2.0, -2.0_f32..2.0);
-    let penalties = penalties.prop_map(|(repetition, presence, frequency)| Penalties {
-        repetition,
-        presence,
-        frequency,
-    });
+    let penalties =
+        penalties.prop_map(|(repetition, presence, frequency)| Penalties { repetition, presence, frequency });
     let penalties = prop_oneof![Just(Penalties::default()), penalties];
     let bias = prop::collection::vec((0_u32..1024, -20.0_f32..20.0), 0..4);
     (bias, 0_usize..6, penalties, prop_oneof![Just(0), 1_usize..50], 0.0_f32..0.3).prop_map(

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use herd_engine::{
-    Constraint, Engine, EngineLimits, Event, FakeModel, FakeOptions, FinishReason, SampledToken, Sampling, Sequence,
-    Shaping,
+    Constraint, Engine, EngineLimits, Event, FakeModel, FakeOptions, FinishReason, SampledToken, Sampling,
+    Sequence, Shaping,
 };
 use herd_grammar::Grammar;
 
@@ -45,6 +45,7 @@ pub(crate) fn sampling(grammar: &Grammar, seed: u64) -> Sampling {
         first_position: 0,
         shaping: Shaping::default(),
         constraint: Some(constraint(grammar, &[])),
+        prompt_logprobs: None,
     }
 }
 
@@ -128,7 +129,8 @@ async fn it_ends_with_the_text_and_no_sooner() {
     assert_eq!((ids.len(), reason), (7, FinishReason::Length));
     // However much the model wants to end, and whatever min_tokens says.
     let eager = Shaping { bias: vec![(EOS, 1000.0)], ..Shaping::default() };
-    let ended = answer(&engine, Sampling { shaping: eager.clone(), ..sampling(&regex("[a-f]{2,9}"), 3) }).await;
+    let ended =
+        answer(&engine, Sampling { shaping: eager.clone(), ..sampling(&regex("[a-f]{2,9}"), 3) }).await;
     let (ids, reason) = ended;
     assert_eq!((ids.last(), reason), (Some(&EOS), FinishReason::Stop));
     assert!((2..=4).contains(&text(&ids).len()), "as soon as it may: after the token that makes two letters");
@@ -137,7 +139,8 @@ async fn it_ends_with_the_text_and_no_sooner() {
     assert_eq!((text(&ids).len(), reason), (2, FinishReason::Stop));
     // min_tokens holds where the grammar has more to say; without stop tokens it says all that it may.
     let more = Shaping { min_tokens: 6, ..eager };
-    let (ids, reason) = answer(&engine, Sampling { shaping: more, ..sampling(&regex("[0-9a-f ]+"), 3) }).await;
+    let (ids, reason) =
+        answer(&engine, Sampling { shaping: more, ..sampling(&regex("[0-9a-f ]+"), 3) }).await;
     assert_eq!((ids.len(), ids[6], reason), (7, EOS, FinishReason::Stop));
     let on = Sampling { stop_ids: Vec::new(), max_tokens: 20, ..sampling(&regex("[a-f]+"), 3) };
     let (ids, reason) = answer(&engine, on).await;

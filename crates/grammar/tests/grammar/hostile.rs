@@ -39,7 +39,8 @@ fn what_is_wrong_is_said() {
 /// Deeply nested, or small and large once compiled. Each is compiled or refused; a stack that overflows would end the process.
 #[test]
 fn no_grammar_ends_the_process() {
-    let nested = |open: &str, close: &str, depth: usize| format!("{}a{}", open.repeat(depth), close.repeat(depth));
+    let nested =
+        |open: &str, close: &str, depth: usize| format!("{}a{}", open.repeat(depth), close.repeat(depth));
     let deep = MAX_GRAMMAR_BYTES / 2 - 100;
     let mut tried = 0;
     for grammar in [
@@ -54,7 +55,9 @@ fn no_grammar_ends_the_process() {
         lark(&format!("start: {}", nested("[", "]", deep).replace('a', "\"a\""))),
         lark("start: start start | \"a\" | \"\""),
         lark("start: \"a\"{1000000000}"),
-        lark("start: a a a a a a a a\na: b b b b b b b b\nb: c c c c c c c c\nc: d? d? d? d?\nd: \"a\" | \"b\" | \"\""),
+        lark(
+            "start: a a a a a a a a\na: b b b b b b b b\nb: c c c c c c c c\nc: d? d? d? d?\nd: \"a\" | \"b\" | \"\"",
+        ),
         Grammar::JsonSchema(nested("{\"items\":", "}", 10_000).replace('a', "{}")),
         Grammar::JsonSchema(nested("{\"items\":", "}", 100).replace('a', "{}")),
         Grammar::JsonSchema(nested("{\"anyOf\":[{},", "]}", 60).replace('a', "{}")),

@@ -5,12 +5,16 @@ use herd_grammar::{Compiled, Grammar};
 use proptest::prelude::*;
 
 use super::{
-    ARITHMETIC, Value, VOCABULARY, bytes, choices, compile, is_arithmetic, is_person, lark, person, regex, schema,
-    text,
+    ARITHMETIC, VOCABULARY, Value, bytes, choices, compile, is_arithmetic, is_person, lark, person, regex,
+    schema, text,
 };
 
 /// Takes tokens that `pick` picks from what is allowed until the text is whole, or `most` of them.
-fn walk(grammar: &Compiled, most: usize, mut pick: impl FnMut(&[u32], bool) -> Option<u32>) -> (Vec<u32>, bool) {
+fn walk(
+    grammar: &Compiled,
+    most: usize,
+    mut pick: impl FnMut(&[u32], bool) -> Option<u32>,
+) -> (Vec<u32>, bool) {
     let mut constraint = grammar.constraint(&[]).unwrap();
     let mut ids = Vec::new();
     while ids.len() < most {
@@ -96,7 +100,9 @@ proptest! {
 #[test]
 fn a_text_that_nothing_can_follow_is_complete_and_one_that_may_end_is_not() {
     let spelled = |text: &str| -> Vec<u32> {
-        text.bytes().map(|byte| (0..1024).find(|id| VOCABULARY.text_bytes(*id) == Some(&[byte])).unwrap()).collect()
+        text.bytes()
+            .map(|byte| (0..1024).find(|id| VOCABULARY.text_bytes(*id) == Some(&[byte])).unwrap())
+            .collect()
     };
     let state = |grammar: &Grammar, text: &str| {
         let constraint = compile(grammar).constraint(&spelled(text)).unwrap();
@@ -116,16 +122,18 @@ fn a_text_that_nothing_can_follow_is_complete_and_one_that_may_end_is_not() {
     assert_eq!(state(&object, r#"{"a": [1, 2.5e3]}"#), (true, true));
     assert_eq!(state(&lark(ARITHMETIC), "=(1+2)"), (true, true));
     let error = compile(&regex("ab")).constraint(&spelled("ax")).unwrap_err();
-    assert!(error.to_string().starts_with("token 1 of the choice does not follow the regular expression"), "{error}");
+    assert!(
+        error.to_string().starts_with("token 1 of the choice does not follow the regular expression"),
+        "{error}"
+    );
 }
 
 /// A model that says nothing but white space where it can must come to the end of what is allowed: it is bounded in length,
 /// and cannot begin again. (Within a string blanks are text, which `maxLength` bounds.)
 #[test]
 fn white_space_is_bounded() {
-    let white = |id: &u32| {
-        VOCABULARY.text_bytes(*id).is_some_and(|bytes| bytes.iter().all(u8::is_ascii_whitespace))
-    };
+    let white =
+        |id: &u32| VOCABULARY.text_bytes(*id).is_some_and(|bytes| bytes.iter().all(u8::is_ascii_whitespace));
     let bools = serde_json::json!({
         "type": "array", "items": {"type": "boolean"}, "x-guidance": {"whitespace_pattern": " +"}
     });

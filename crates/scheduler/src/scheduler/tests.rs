@@ -19,11 +19,11 @@ fn id(number: u64) -> SequenceId {
 }
 
 fn generate(prompt: usize, max_tokens: usize) -> Work {
-    Work::Generate { prompt: (0..prompt as u32).collect(), max_tokens }
+    Work::Generate { prompt: (0..prompt as u32).collect(), max_tokens, all_logits: false }
 }
 
 fn prefill(prompt: usize) -> Work {
-    Work::Prefill { prompt: (0..prompt as u32).collect() }
+    Work::Prefill { prompt: (0..prompt as u32).collect(), all_logits: false }
 }
 
 fn started(planned: &Planned) -> Vec<u64> {

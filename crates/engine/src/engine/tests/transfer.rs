@@ -37,7 +37,7 @@ async fn prefilled(
             Event::Started { blocks } => table = Some(blocks),
             Event::Token(token) => first = Some(token),
             Event::Finished(_) => return (sequence, table.unwrap(), first.unwrap()),
-            Event::Computed { .. } => {}
+            Event::Computed { .. } | Event::Prompt(_) => {}
             Event::Failed(reason) | Event::Unsatisfiable(reason) => panic!("{reason}"),
         }
     }

@@ -20,7 +20,7 @@ mod sequence;
 mod shaping;
 mod step_loop;
 
-pub use checkpoint::{Checkpoint, CheckpointError};
+pub use checkpoint::{Checkpoint, CheckpointError, tensors_of_file};
 pub use clipped::RowsClipped;
 pub use collective::{Collective, CollectiveError, GIVEN_AHEAD, LocalRank, Remote};
 pub use cpu::{Columns, CpuModel, CpuRanks, LoadError, LoadOptions, ModelInfo, RunningRanks};

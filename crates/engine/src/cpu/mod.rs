@@ -11,6 +11,7 @@ mod elementwise;
 mod isa;
 mod linear;
 mod load;
+mod measure;
 mod model;
 mod packed;
 mod pages;
@@ -19,4 +20,5 @@ mod rank;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use measure::{Measure, MeasureError, SeenLayer, SeenLinear, measure};
 pub use model::{Columns, CpuModel, CpuRanks, LoadError, LoadOptions, ModelInfo, RunningRanks};

@@ -14,6 +14,7 @@ mod inbox;
 mod kv;
 mod observer;
 mod philox;
+pub mod readers;
 mod request;
 mod sampler;
 mod sequence;

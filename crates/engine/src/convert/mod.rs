@@ -19,6 +19,7 @@ mod tokenizer;
 
 pub use error::ConvertError;
 pub use import::import_gguf;
+pub(crate) use import::read_gguf;
 pub use output::{FileSum, SUMS_FILE};
 pub use progress::{NoProgress, Progress};
 pub(crate) use quantize::quantize_row;

@@ -89,9 +89,9 @@ fn a_model_without_massive_activations_keeps_its_ends_alone() {
             let values = values.as_chunks().0.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f32());
             let amax = values.fold(0.0, |amax: f32, weight| amax.max(weight.abs()));
             assert!((linear.weight_amax / amax - 1.0).abs() < 1e-6, "{name}: {} {amax}", linear.weight_amax);
-            // Three bits of mantissa: one rounding is off by up to 1/16, and by 0.026 in the mean square.
+            // Three bits of mantissa: one rounding is off by up to 1/16, and by less in the mean; a large one counts most.
             let error = linear.error.unwrap();
-            assert!((0.02..0.06).contains(&error), "{name}: {error}");
+            assert!((0.005..0.06).contains(&error), "{name}: {error}");
             assert_eq!(linear.clipped, 0.0);
             assert!(linear.median_token_amax <= linear.activation_amax);
         }

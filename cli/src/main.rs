@@ -6,6 +6,7 @@ mod models;
 mod serve;
 mod server_url;
 mod status;
+mod text_model;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,27 +1,32 @@
 //! `herd models`: makes checkpoints that Herd can serve, and says what one takes to be served.
 
+mod import;
 mod inspect;
+mod quantize;
 
-use std::collections::BTreeSet;
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use clap::{Subcommand, ValueEnum};
-use herd_engine::convert::{self, FileSum, Progress, Quantization, SUMS_FILE, import_gguf};
+use clap::Subcommand;
+use herd_engine::convert::{FileSum, Progress, SUMS_FILE};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-/// As Meta bounds the activations of the 405B.
-const ACTIVATION_SCALE_UB: f64 = 1200.0;
+use self::quantize::{Layout, QuantizeOptions};
 
 /// Subcommands of `herd models`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsCommand {
-    /// Turn a GGUF file into a bf16 checkpoint in Hugging Face layout, with tokenizer and chat template
+    /// Turn a GGUF file into a checkpoint in Hugging Face layout, with tokenizer and chat template
     Import {
-        #[arg(help = "GGUF file of a Llama model (tensors in F32, F16, BF16, Q4_1 or Q8_0)")]
+        #[arg(help = "GGUF file of a Llama model (tensors in F32, F16, BF16, Q4_0, Q4_1 or Q8_0)")]
         file: PathBuf,
+        /// What to make of it; other than bf16, it is quantized as `herd models quantize` does it
+        #[arg(long, default_value = "bf16")]
+        to: import::Target,
+        #[command(flatten)]
+        options: QuantizeOptions,
         /// Directory to make; it appears when everything is written
         #[arg(long)]
         out: PathBuf,
@@ -29,20 +34,15 @@ pub(crate) enum ModelsCommand {
         #[arg(long)]
         force: bool,
     },
-    /// Quantize a bf16 checkpoint
+    /// Quantize a checkpoint in bf16, f16 or f32: a few prompts show which layers FP8 does not suit
     Quantize {
         /// Model directory: config.json, safetensors, tokenizer
         model: PathBuf,
         /// Layout to make
         #[arg(long)]
         to: Layout,
-        /// Layers that stay bf16, such as 0,11,28,29 [default: the first and the last, or none where all linears are
-        /// quantized]
-        #[arg(long, value_delimiter = ',')]
-        keep_layers: Option<Vec<usize>>,
-        /// Bound of a token's largest activation when it is quantized at run time, in the layout that has one [default: 1200]
-        #[arg(long)]
-        activation_scale_ub: Option<f64>,
+        #[command(flatten)]
+        options: QuantizeOptions,
         /// Directory to make; it appears when everything is written
         #[arg(long)]
         out: PathBuf,
@@ -54,35 +54,15 @@ pub(crate) enum ModelsCommand {
     Inspect(inspect::InspectArguments),
 }
 
-/// What `herd models quantize` can make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Layout {
-    /// Feed-forward weights in FP8 (e4m3) with a scale per row, as Meta's Llama 3.1 405B FP8
-    #[value(name = "fbgemm_fp8")]
-    FbgemmFp8,
-    /// All linears of the decoder in FP8 (e4m3) with a scale per row, as vLLM reads it
-    #[value(name = "compressed-tensors")]
-    CompressedTensors,
-}
-
 /// Runs a `herd models` command; prints a checksum per file that it made, or what it found.
 pub(crate) fn run(command: ModelsCommand) -> anyhow::Result<()> {
     let progress = Reporter::default();
     let (sums, out) = match command {
-        ModelsCommand::Import { file, out, force } => (import_gguf(&file, &out, force, &progress)?, out),
-        ModelsCommand::Quantize { model, to, keep_layers, activation_scale_ub, out, force } => {
-            let keep_layers = keep_layers.map(BTreeSet::from_iter);
-            let layout = match (to, activation_scale_ub) {
-                (Layout::FbgemmFp8, bound) => {
-                    convert::Layout::FbgemmFp8 { activation_scale_ub: bound.unwrap_or(ACTIVATION_SCALE_UB) }
-                }
-                (Layout::CompressedTensors, None) => convert::Layout::CompressedTensors,
-                (Layout::CompressedTensors, Some(_)) => {
-                    anyhow::bail!("--activation-scale-ub is of fbgemm_fp8: compressed-tensors has no bound")
-                }
-            };
-            let quantization = Quantization { layout, keep_layers };
-            (convert::quantize(&model, &out, &quantization, force, &progress)?, out)
+        ModelsCommand::Import { file, to, options, out, force } => {
+            (import::run(&file, &out, to, &options, force, &progress)?, out)
+        }
+        ModelsCommand::Quantize { model, to, options, out, force } => {
+            (quantize::run(&model, &out, to, &options, force, &progress)?, out)
         }
         ModelsCommand::Inspect(arguments) => return inspect::run(&arguments),
     };

@@ -12,9 +12,10 @@ use futures::future::{join_all, select_all, try_join_all};
 use herd_engine::Isa;
 use herd_gateway::{FixedFleet, GangEndpoint, Gateway, GatewayOptions, ReservedPort};
 use herd_model::{BLOCK_TOKENS, Dtype, ModelConfig, Parallelism, ShardPlan};
-use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, TextModel};
 use herd_worker::{Backend, CpuBackend, KvSize, MetricOptions, Role, StopSignals, Worker, WorkerOptions};
 use tracing_subscriber::EnvFilter;
+
+use crate::text_model;
 
 /// For the gangs to be found once they have loaded.
 const READY_WITHIN: Duration = Duration::from_mins(1);
@@ -97,7 +98,9 @@ impl Fleet {
         let (http, grpc) = (ReservedPort::reserve(http)?, ReservedPort::reserve(grpc)?);
         let config = read_config(&model_dir)?;
         let dir = model_dir.clone();
-        tokio::task::spawn_blocking(move || check_text(&dir)).await??;
+        // What a gateway needs of the folder, before minutes of loading weights.
+        let read = tokio::task::spawn_blocking(move || text_model::read(&dir).map(drop)).await?;
+        read.with_context(|| format!("cannot serve {}", model_dir.display()))?;
         let replicas = ShardPlan::new(&config, parallelism)?.kv_replicas();
         let block_bytes = (config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS * replicas) as u64;
         let (weights, available) = (weight_bytes(&model_dir)?, free_memory());
@@ -197,20 +200,6 @@ fn read_config(dir: &Path) -> anyhow::Result<ModelConfig> {
         std::fs::read(&path).with_context(|| format!("{} is no model: {}", dir.display(), path.display()))?;
     let generation = std::fs::read(dir.join("generation_config.json")).ok();
     ModelConfig::from_json(&config, generation.as_deref()).with_context(|| path.display().to_string())
-}
-
-/// What a gateway needs of the folder, before minutes of loading weights.
-fn check_text(dir: &Path) -> anyhow::Result<()> {
-    let mut files = BundleFiles::default();
-    for name in BUNDLE_FILE_NAMES {
-        match std::fs::read(dir.join(name)) {
-            Ok(bytes) => files.insert(name, bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| dir.join(name).display().to_string()),
-        }
-    }
-    TextModel::from_files(&files).with_context(|| format!("cannot serve {}", dir.display()))?;
-    Ok(())
 }
 
 /// Bytes that one gang takes.

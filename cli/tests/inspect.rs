@@ -193,6 +193,21 @@ fn sizes_of_other_quantizations_are_told() {
 }
 
 #[test]
+fn formats_that_are_no_quantization_have_their_sizes() {
+    let folder = directory("llama-3.2-1b-instruct");
+    let path = folder.path().join("config.json");
+    let bf16 = fs::read_to_string(&path).unwrap();
+    for (dtype, format, bytes) in [("float16", "F16", 2_u64), ("float32", "F32", 4)] {
+        fs::write(&path, bf16.replace("bfloat16", dtype)).unwrap();
+        let seen = json_of(folder.path(), &["--tensor", "2"]);
+        assert_eq!(seen["weights"]["bytes"], 1_235_814_400 * bytes);
+        assert_eq!(seen["weights"]["kinds"]["embedding"][format], 128_256 * 2048 * bytes);
+        // The norms are on both ranks.
+        assert_eq!(seen["ranks"][1]["weight_bytes"], (1_235_814_400 + 33 * 2048) / 2 * bytes);
+    }
+}
+
+#[test]
 fn what_does_not_add_up_is_named() {
     const MODEL: &str = "llama-3.2-1b-instruct";
     let folder = directory(MODEL);

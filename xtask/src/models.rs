@@ -26,7 +26,7 @@ pub(crate) const FP8: &str = "smollm2-135m-fbgemm-fp8";
 const KEEP_LAYERS: &str = "0,11,28,29";
 
 /// What the converters are made of: when it changes, the models are made again.
-const SOURCES: [&str; 2] = ["crates/engine/src/convert", "cli/src/models.rs"];
+const SOURCES: [&str; 3] = ["crates/engine/src/convert", "cli/src/models.rs", "cli/src/models/quantize.rs"];
 
 /// Makes both checkpoints where they are not there; a line about each.
 pub(crate) fn make(paths: &Paths) -> Result<Vec<String>> {
@@ -53,7 +53,8 @@ pub(crate) fn make(paths: &Paths) -> Result<Vec<String>> {
         lines.push(format!("{BF16}: made"));
     }
     let mut quantize = Command::new(&herd);
-    quantize.args(["models", "quantize", "--force", "--to", "fbgemm_fp8", "--keep-layers", KEEP_LAYERS]);
+    quantize.args(["models", "quantize", "--force", "--to", "fbgemm_fp8", "--no-calibration"]);
+    quantize.args(["--keep-layers", KEEP_LAYERS]);
     quantize.arg(paths.models.join(BF16));
     convert(paths, quantize, FP8, &key)?;
     lines.push(format!("{FP8}: made"));

@@ -16,13 +16,14 @@ mod kv;
 mod observer;
 mod philox;
 mod prompt_logprobs;
+pub mod readers;
 mod request;
 mod sampler;
 mod sequence;
 mod shaping;
 mod step_loop;
 
-pub use checkpoint::{Checkpoint, CheckpointError};
+pub use checkpoint::{Checkpoint, CheckpointError, tensors_of_file};
 pub use clipped::RowsClipped;
 pub use collective::{Collective, CollectiveError, GIVEN_AHEAD, LocalRank, Remote};
 pub use constraint::{Constraint, ConstraintError, TokenMask};

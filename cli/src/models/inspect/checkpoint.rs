@@ -1,11 +1,11 @@
 //! A directory, as far as sizes need it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use herd_engine::tensors_of_file;
 use herd_model::{
     CONFIG_FILE, ConfigError, INDEX_FILE, ModelConfig, SINGLE_FILE, StoredFormat, StoredTensor,
     expected_tensors, is_weights,
@@ -17,8 +17,6 @@ use serde_json::Value;
 const LIST_FILE: &str = "tensors.tsv";
 /// Of the configuration.
 const QUANTIZATION: &str = "quantization_config";
-/// What the format of safetensors allows.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
 const MAX_TEXT_BYTES: u64 = 256 << 20;
 
 /// What there is.
@@ -65,7 +63,7 @@ impl Checkpoint {
         let (tensors, files, from) = if let Some(files) = weights(directory, index.as_ref()) {
             let mut tensors = Vec::new();
             for name in &files {
-                tensors.extend(header(&directory.join(name))?);
+                tensors.extend(tensors_of_file(&directory.join(name))?);
             }
             (tensors, files.len(), "the headers of its files".to_owned())
         } else if directory.join(LIST_FILE).is_file() {
@@ -129,49 +127,6 @@ fn weights(directory: &Path, index: Option<&Index>) -> Option<Vec<String>> {
 
 fn distinct(weight_map: &BTreeMap<String, String>) -> usize {
     weight_map.values().collect::<BTreeSet<_>>().len()
-}
-
-/// The tensors of a safetensors file.
-fn header(path: &Path) -> Result<Vec<StoredTensor>> {
-    #[derive(Deserialize)]
-    struct Header {
-        #[serde(rename = "__metadata__")]
-        _metadata: Option<BTreeMap<String, String>>,
-        #[serde(flatten)]
-        tensors: BTreeMap<String, Info>,
-    }
-    #[derive(Deserialize)]
-    struct Info {
-        dtype: String,
-        shape: Vec<usize>,
-        data_offsets: (u64, u64),
-    }
-    let error = || path.display().to_string();
-    let mut file = File::open(path).with_context(error)?;
-    let bytes = file.metadata().with_context(error)?.len();
-    let mut length = [0; 8];
-    file.read_exact(&mut length).with_context(error)?;
-    let length = u64::from_le_bytes(length);
-    let rest = bytes.saturating_sub(8);
-    ensure!(length <= MAX_HEADER_BYTES.min(rest), "{}: no safetensors header", path.display());
-    let mut json = Vec::new();
-    file.take(length).read_to_end(&mut json).with_context(error)?;
-    let Header { _metadata, tensors } = serde_json::from_slice(&json).with_context(error)?;
-    let mut found = Vec::with_capacity(tensors.len());
-    for (name, Info { dtype, shape, data_offsets: (start, end) }) in tensors {
-        let tensor = StoredTensor { format: dtype.parse().with_context(error)?, name, shape };
-        let held = end.checked_sub(start).filter(|_| end <= rest - length);
-        ensure!(
-            held == Some(tensor.bytes()),
-            "{}: tensor {} of {:?} is not at {start}..{end} of a file that has {} bytes of tensors",
-            path.display(),
-            tensor.name,
-            tensor.shape,
-            rest - length,
-        );
-        found.push(tensor);
-    }
-    Ok(found)
 }
 
 /// Tensors, and how many files they are in.

@@ -11,11 +11,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use herd_model::{ConfigError, INDEX_FILE, ModelConfig, SIDE_FILES, SINGLE_FILE, model_digest};
+use herd_model::{
+    ConfigError, INDEX_FILE, ModelConfig, SIDE_FILES, SINGLE_FILE, ShardPlan, SizeError, StoredTensor,
+    model_digest, weight_bytes,
+};
 pub(crate) use safetensors::Dtype as Stored;
 use serde::Deserialize;
 
-use header::Header;
+pub(crate) use header::Header;
 
 /// Far above any JSON file beside the weights; an index of the 405B has 0.1 MB.
 const MAX_JSON_BYTES: u64 = 256 << 20;
@@ -56,6 +59,14 @@ pub enum CheckpointError {
         /// Its name.
         tensor: String,
     },
+    /// Tensors that do not make up the model of `config.json`.
+    #[error("{}: {source}", folder.display())]
+    Size {
+        /// Looked in.
+        folder: PathBuf,
+        /// Which, and why.
+        source: SizeError,
+    },
     /// A tensor that is not what `config.json` makes of it.
     #[error("{}: tensor {tensor} {problem}", path.display())]
     BadTensor {
@@ -66,6 +77,25 @@ pub enum CheckpointError {
         /// What is wrong.
         problem: String,
     },
+}
+
+/// What the header of a safetensors file says is in it, checked against the size of the file.
+pub fn tensors_of_file(path: &Path) -> Result<Vec<StoredTensor>, CheckpointError> {
+    let file = File::open(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    let Header { tensors, data_start: _ } = Header::read(&file, path)?;
+    let stored = tensors.into_iter().map(|(name, info)| {
+        stored_tensor(&name, info.dtype, &info.shape).map_err(|problem| CheckpointError::BadTensor {
+            path: path.to_owned(),
+            tensor: name,
+            problem,
+        })
+    });
+    stored.collect()
+}
+
+fn stored_tensor(name: &str, dtype: Stored, shape: &[usize]) -> Result<StoredTensor, String> {
+    let format = format!("{dtype:?}").parse().map_err(|_| format!("is {dtype:?}, which no model has"))?;
+    Ok(StoredTensor { name: name.to_owned(), format, shape: shape.to_vec() })
 }
 
 /// An open checkpoint.
@@ -111,8 +141,13 @@ impl Checkpoint {
         let mut tensors = HashMap::new();
         for (name, expected) in weight_files(folder)? {
             let path = folder.join(&name);
-            let file =
-                File::open(&path).map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+            let file = File::open(&path).map_err(|source| match expected.iter().flatten().next() {
+                Some(tensor) if source.kind() == io::ErrorKind::NotFound => {
+                    let problem = format!("is not there, and {INDEX_FILE} places tensor {tensor} in it");
+                    CheckpointError::BadFile { path: path.clone(), problem }
+                }
+                _ => CheckpointError::Io { path: path.clone(), source },
+            })?;
             let Header { tensors: infos, data_start } = Header::read(&file, &path)?;
             for (tensor, info) in infos {
                 if expected.as_ref().is_some_and(|expected| !expected.contains(&tensor)) {
@@ -134,6 +169,25 @@ impl Checkpoint {
     /// `config.json` and `generation_config.json`, checked.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// What the headers say there is, in no order.
+    pub fn stored_tensors(&self) -> Result<Vec<StoredTensor>, CheckpointError> {
+        let tensors = self.tensors.iter();
+        let stored = tensors.map(|(name, Place { file, dtype, shape, offset: _ })| {
+            stored_tensor(name, *dtype, shape).map_err(|problem| {
+                let path = self.files[*file].path.clone();
+                CheckpointError::BadTensor { path, tensor: name.clone(), problem }
+            })
+        });
+        stored.collect()
+    }
+
+    /// Bytes of the checkpoint that each rank of a plan holds, by rank. Every tensor that the model is computed with has to be
+    /// there and of the shape that `config.json` makes it; no weights are read.
+    pub fn weight_bytes(&self, plan: &ShardPlan) -> Result<Vec<u64>, CheckpointError> {
+        let bytes = weight_bytes(&self.config, plan, &self.stored_tensors()?);
+        bytes.map_err(|source| CheckpointError::Size { folder: self.folder.clone(), source })
     }
 
     /// The model digest: reads small files whole and the headers of large weight files.
@@ -209,10 +263,12 @@ impl Tensor<'_> {
         into.resize(rows.len() * columns.len() * element, 0);
         let at = |row: usize, column: usize| self.place.offset + ((row * width + column) * element) as u64;
         let read = |part: &mut [u8], offset| {
-            self.file
-                .file
-                .read_exact_at(part, offset)
-                .map_err(|source| CheckpointError::Io { path: self.file.path.clone(), source })
+            self.file.file.read_exact_at(part, offset).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    self.bad("is cut off: the file has shrunk since its header was read".to_owned())
+                }
+                _ => self.bad(format!("cannot be read: {error}")),
+            })
         };
         if columns.len() == width {
             return read(into, at(rows.start, 0));

@@ -1,6 +1,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::CheckpointError;
+
 /// Why a conversion failed. Whatever the reason, no output is left behind.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -31,6 +33,9 @@ pub enum ConvertError {
         /// The key or tensor, and what is wrong with it.
         what: String,
     },
+    /// The checkpoint to convert is broken.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The output directory cannot be used.
     #[error("{}: {what}", path.display())]
     Output {

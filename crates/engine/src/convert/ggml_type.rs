@@ -8,13 +8,15 @@ pub(super) enum GgmlType {
     F32,
     F16,
     Bf16,
+    /// 32 elements: f16 scale d, 16 bytes of 4-bit q; value d * (q - 8). Byte i holds elements i (low) and i + 16.
+    Q4_0,
     /// 32 elements: f16 scale d, f16 minimum m, 16 bytes of 4-bit q; value d * q + m. Byte i holds elements i (low) and i + 16.
     Q4_1,
     /// 32 elements: f16 scale d, 32 signed bytes q; value d * q.
     Q8_0,
 }
 
-pub(super) const SUPPORTED: &str = "F32, F16, BF16, Q4_1 and Q8_0";
+pub(super) const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1 and Q8_0";
 
 impl GgmlType {
     /// The type with this id in a GGUF file.
@@ -22,6 +24,7 @@ impl GgmlType {
         match id {
             0 => Some(Self::F32),
             1 => Some(Self::F16),
+            2 => Some(Self::Q4_0),
             3 => Some(Self::Q4_1),
             8 => Some(Self::Q8_0),
             30 => Some(Self::Bf16),
@@ -32,7 +35,7 @@ impl GgmlType {
     pub(super) fn block_elements(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_1 | Self::Q8_0 => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 => 32,
         }
     }
 
@@ -40,6 +43,7 @@ impl GgmlType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Q4_0 => 18,
             Self::Q4_1 => 20,
             Self::Q8_0 => 34,
         }
@@ -60,6 +64,14 @@ impl GgmlType {
                 Self::F32 => put(target, f32::from_le_bytes([block[0], block[1], block[2], block[3]])),
                 Self::F16 => put(target, f16::from_le_bytes([block[0], block[1]]).to_f32()),
                 Self::Bf16 => put(target, bf16::from_le_bytes([block[0], block[1]]).to_f32()),
+                Self::Q4_0 => {
+                    let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
+                    let (low, high) = target.split_at_mut(32);
+                    for (i, &byte) in block[2..].iter().enumerate() {
+                        put(&mut low[2 * i..2 * i + 2], d * (f32::from(byte & 15) - 8.0));
+                        put(&mut high[2 * i..2 * i + 2], d * (f32::from(byte >> 4) - 8.0));
+                    }
+                }
                 Self::Q4_1 => {
                     let d = f16::from_le_bytes([block[0], block[1]]).to_f32();
                     let m = f16::from_le_bytes([block[2], block[3]]).to_f32();
@@ -124,6 +136,23 @@ mod tests {
         let expected: Vec<f32> =
             (0..16).chain((0..16).rev()).map(|q| 0.5f32.mul_add(f32::from(q as u8), -3.0)).collect();
         assert_eq!(decode(GgmlType::Q4_1, &block), expected);
+    }
+
+    /// By hand from `block_q4_0` and `dequantize_row_q4_0` of ggml: d is 0x3800, 0.5 in f16; the low nibbles are the first 16
+    /// elements, the high ones the others, and 8 is taken off each.
+    #[test]
+    fn q4_0_is_scale_times_nibble_less_eight() {
+        let block = [
+            0x00, 0x38, 0x80, 0x91, 0xa2, 0xb3, 0xc4, 0xd5, 0xe6, 0xf7, 0x08, 0x19, 0x2a, 0x3b, 0x4c, 0x5d,
+            0x6e, 0x7f,
+        ];
+        let low = [-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5];
+        let high = [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, -4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5];
+        assert_eq!(decode(GgmlType::Q4_0, &block), [low, high].concat());
+        // A negative scale, in the second of two blocks: -0.25 times 7 and times -8.
+        let second = [&[0x00, 0xb4][..], &[0x0f; 16]].concat();
+        let both = decode(GgmlType::Q4_0, &[&block[..], &second].concat());
+        assert_eq!(both[32..], [[-1.75; 16], [2.0; 16]].concat());
     }
 
     #[test]

@@ -47,11 +47,30 @@ impl GgufTensor {
     }
 }
 
+/// What can be read from any place on.
+trait ReadAt: std::fmt::Debug + Send + Sync {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+}
+
+/// A file that is in memory whole.
+impl ReadAt for Vec<u8> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.get(offset..));
+        rest.unwrap_or_default().read_exact(buffer)
+    }
+}
+
 /// An open GGUF file, its header read and checked: every tensor lies within the file.
 #[derive(Debug)]
 pub(super) struct Gguf {
     path: PathBuf,
-    file: File,
+    file: Box<dyn ReadAt>,
     metadata: HashMap<String, Value>,
     tensors: Vec<GgufTensor>,
 }
@@ -63,7 +82,15 @@ impl Gguf {
         let mut reader =
             HeaderReader { path, input: BufReader::new(&file), left: length, place: "header".to_owned() };
         let (metadata, tensors) = reader.header(length)?;
-        Ok(Self { path: path.to_owned(), file, metadata, tensors })
+        Ok(Self { path: path.to_owned(), file: Box::new(file), metadata, tensors })
+    }
+
+    /// Of a file that is in memory whole.
+    pub(super) fn of_bytes(bytes: &[u8]) -> Result<Self, ConvertError> {
+        let (path, left) = (Path::new("memory"), bytes.len() as u64);
+        let mut reader = HeaderReader { path, input: bytes, left, place: "header".to_owned() };
+        let (metadata, tensors) = reader.header(left)?;
+        Ok(Self { path: path.to_owned(), file: Box::new(bytes.to_vec()), metadata, tensors })
     }
 
     pub(super) fn tensors(&self) -> &[GgufTensor] {

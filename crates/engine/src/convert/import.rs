@@ -60,6 +60,17 @@ pub fn import_gguf(
     output.commit(progress)
 }
 
+/// Reads of a GGUF file in memory all that an import reads of it, but its weights.
+pub(crate) fn read_gguf(bytes: &[u8]) -> Result<(), ConvertError> {
+    let gguf = Gguf::of_bytes(bytes)?;
+    let llama = Llama::read(&gguf)?;
+    llama.tensors(&gguf)?;
+    let tokenizer = Tokenizer::read(&gguf, llama.vocab)?;
+    llama.config(tokenizer.bos, &tokenizer.eos);
+    tokenizer.tokenizer_json();
+    Ok(())
+}
+
 fn import_tensor(
     gguf: &Gguf,
     plan: &TensorPlan<'_>,

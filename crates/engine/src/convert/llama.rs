@@ -52,6 +52,13 @@ impl Llama {
         if optional("llama.expert_count", 0)? != 0 {
             return Err(gguf.error("key llama.expert_count: mixture-of-experts models are not supported"));
         }
+        let layers = size("llama.block_count")?;
+        let tensors = gguf.tensors().len();
+        if layers > tensors {
+            return Err(
+                gguf.error(format!("key llama.block_count is {layers}: the file has {tensors} tensors"))
+            );
+        }
         let hidden = size("llama.embedding_length")?;
         let heads = size("llama.attention.head_count")?;
         let kv_heads = optional("llama.attention.head_count_kv", heads)?;
@@ -76,7 +83,7 @@ impl Llama {
         let embedding = find(gguf, "token_embd.weight")?;
         let rope_theta = gguf.optional_float("llama.rope.freq_base")?.unwrap_or(10_000.0);
         Ok(Self {
-            layers: size("llama.block_count")?,
+            layers,
             hidden,
             ffn: size("llama.feed_forward_length")?,
             heads,

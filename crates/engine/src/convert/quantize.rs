@@ -1,15 +1,18 @@
-//! A bf16 checkpoint to FP8: weights of linears as e4m3 codes with one f32 scale per row, everything else as it was.
+//! A checkpoint in bf16, f16 or f32 to FP8: weights of linears as e4m3 codes with one f32 scale per row, everything else as it
+//! was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use float8::F8E4M3;
-use half::bf16;
+use half::{bf16, f16};
+use herd_model::Linear;
 use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 
+use super::calibration::REPORT_FILE;
 use super::import::pretty;
 use super::output::{FileSum, OutputDirectory};
 use super::safetensors_file::{SafetensorsReader, SafetensorsWriter, TensorSpec};
@@ -19,7 +22,7 @@ use super::{ConvertError, Progress};
 const E4M3_MAX: f32 = 448.0;
 /// Rows of zeros get the scale of this amax, as in Meta's quantizer.
 const LEAST_AMAX: f32 = 1e-12;
-/// Bytes of bf16 converted at a time, about.
+/// Bytes converted at a time, about.
 const CHUNK_BYTES: usize = 8 << 20;
 const FFN: [&str; 3] = ["down_proj", "gate_proj", "up_proj"];
 const ATTENTION: [&str; 4] = ["k_proj", "o_proj", "q_proj", "v_proj"];
@@ -40,13 +43,18 @@ const COMPANIONS: [&str; 10] = [
     "USE_POLICY.md",
 ];
 
+/// Formats that are no quantization: what can be quantized.
+const PLAIN: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
+
 /// What [`quantize`] is to make.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantization {
     /// How it is stored, and what is quantized.
     pub layout: Layout,
-    /// Layers that stay bf16. None: what is usual for the layout.
+    /// Layers that stay as they are. None: what is usual for the layout.
     pub keep_layers: Option<BTreeSet<usize>>,
+    /// Goes along as [`REPORT_FILE`](super::calibration::REPORT_FILE).
+    pub report: Option<Json>,
 }
 
 /// Layouts of FP8 checkpoints.
@@ -64,6 +72,22 @@ pub enum Layout {
 }
 
 impl Layout {
+    /// As `--to` has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FbgemmFp8 { .. } => "fbgemm_fp8",
+            Self::CompressedTensors => "compressed-tensors",
+        }
+    }
+
+    /// Linears of every layer that are converted.
+    pub(super) const fn linears(self) -> &'static [Linear] {
+        match self {
+            Self::FbgemmFp8 { .. } => &[Linear::Gate, Linear::Up, Linear::Down],
+            Self::CompressedTensors => &Linear::ALL,
+        }
+    }
+
     /// Linears of a layer that are converted.
     fn modules(self, layer: usize) -> Vec<String> {
         let attention = ATTENTION.map(|linear| format!("model.layers.{layer}.self_attn.{linear}"));
@@ -115,7 +139,7 @@ impl Layout {
     }
 }
 
-/// Quantizes the bf16 checkpoint in `model` into the new directory `out`.
+/// Quantizes the checkpoint in `model`, in bf16, f16 or f32, into the new directory `out`.
 ///
 /// A row's scale is its amax / 448 in f32; a code is weight / scale in f32, rounded to the nearest e4m3 value, ties to even.
 /// `force` lets it replace a model directory.
@@ -126,12 +150,9 @@ pub fn quantize(
     force: bool,
     progress: &dyn Progress,
 ) -> Result<Vec<FileSum>, ConvertError> {
-    let Quantization { layout, keep_layers } = quantization;
-    if let Layout::FbgemmFp8 { activation_scale_ub } = layout
-        && !(activation_scale_ub.is_finite() && *activation_scale_ub > 0.0)
-    {
-        let what = format!("{activation_scale_ub} is not a positive number");
-        return Err(ConvertError::Option { option: "--activation-scale-ub", what });
+    let Quantization { layout, keep_layers, report } = quantization;
+    if let Layout::FbgemmFp8 { activation_scale_ub } = layout {
+        check_bound(*activation_scale_ub)?;
     }
     if let (Ok(from), Ok(to)) = (model.canonicalize(), out.canonicalize())
         && from == to
@@ -153,6 +174,9 @@ pub fn quantize(
         files.values().flat_map(|(_, tensors)| tensors).any(|tensor| tensor.name == "lm_head.weight");
     config["quantization_config"] = layout.config(&keep, layers, has_head);
     output.write("config.json", &pretty(&config))?;
+    if let Some(report) = report {
+        output.write(REPORT_FILE, &pretty(report))?;
+    }
     for name in COMPANIONS {
         let path = model.join(name);
         if path.is_file() {
@@ -191,6 +215,14 @@ pub fn quantize(
     output.commit(progress)
 }
 
+/// Refuses a bound of activations that bounds nothing.
+pub(super) fn check_bound(bound: f64) -> Result<(), ConvertError> {
+    if bound.is_finite() && bound > 0.0 {
+        return Ok(());
+    }
+    Err(ConvertError::Option { option: "--bound", what: format!("{bound} is not a positive number") })
+}
+
 fn read_config(model: &Path) -> Result<(Json, usize), ConvertError> {
     let path = model.join("config.json");
     let config = read_json(&path)?;
@@ -203,7 +235,10 @@ fn read_config(model: &Path) -> Result<(Json, usize), ConvertError> {
     }
     if let Some(quantization) = config.get("quantization_config").filter(|value| !value.is_null()) {
         let method = quantization["quant_method"].as_str().unwrap_or("an unnamed method");
-        return Err(ConvertError::input(&path, format!("is already quantized ({method}): start from bf16")));
+        return Err(ConvertError::input(
+            &path,
+            format!("is already quantized ({method}): start from what it was made of"),
+        ));
     }
     let layers = config["num_hidden_layers"].as_u64().filter(|layers| (1..=100_000).contains(layers));
     let layers =
@@ -241,8 +276,8 @@ fn modules_to_not_convert(keep: &BTreeSet<usize>, layers: usize, has_head: bool)
 
 type InputFiles = BTreeMap<String, (SafetensorsReader, Vec<TensorSpec>)>;
 
-/// Opens every safetensors file of the checkpoint. All their tensors are bf16, all of `converted` are among them and are
-/// matrices.
+/// Opens every safetensors file of the checkpoint. All their tensors are in plain formats, all of `converted` are among them
+/// and are matrices.
 fn open_files(model: &Path, converted: &BTreeSet<String>) -> Result<InputFiles, ConvertError> {
     let mut files = InputFiles::new();
     let mut missing: BTreeSet<&str> = converted.iter().map(String::as_str).collect();
@@ -251,9 +286,9 @@ fn open_files(model: &Path, converted: &BTreeSet<String>) -> Result<InputFiles, 
         let reader = SafetensorsReader::open(&path)?;
         let tensors = reader.tensors();
         for tensor in &tensors {
-            if tensor.dtype != Dtype::BF16 {
+            if !PLAIN.contains(&tensor.dtype) {
                 let what = format!(
-                    "tensor {} is {:?}: only bf16 checkpoints can be quantized",
+                    "tensor {} is {:?}: only checkpoints in bf16, f16 or f32 can be quantized",
                     tensor.name, tensor.dtype
                 );
                 return Err(ConvertError::input(&path, what));
@@ -308,21 +343,21 @@ fn target_specs(tensor: &TensorSpec, quantized: bool) -> Vec<TensorSpec> {
     vec![scales, codes]
 }
 
-/// Calls `visit(first row, elements of a row, bytes)` for pieces of about `chunk_bytes`, of whole rows. A vector is one row.
+/// Calls `visit(first row, bytes of a row, bytes)` for pieces of about `chunk_bytes`, of whole rows. A vector is one row.
 fn for_each_chunk(
     reader: &SafetensorsReader,
     tensor: &TensorSpec,
     chunk_bytes: usize,
     mut visit: impl FnMut(usize, usize, &[u8]) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
-    let row = tensor.shape.last().copied().unwrap_or(1);
+    let row = tensor.shape.last().copied().unwrap_or(1) * tensor.dtype.bitsize() / 8;
     let total = tensor.bytes() as usize;
-    let chunk = (chunk_bytes / (2 * row.max(1))).max(1) * 2 * row;
+    let chunk = (chunk_bytes / row.max(1)).max(1) * row;
     let mut buffer = vec![0; chunk.min(total)];
     for start in (0..total).step_by(chunk.max(1)) {
         let bytes = &mut buffer[..chunk.min(total - start)];
         reader.read(&tensor.name, start as u64, bytes)?;
-        visit(start / (2 * row), row, bytes)?;
+        visit(start / row.max(1), row, bytes)?;
     }
     Ok(())
 }
@@ -334,7 +369,7 @@ fn copy_rows(
     row: usize,
     bytes: &[u8],
 ) -> Result<bool, ConvertError> {
-    writer.write(&tensor.name, (first * row * 2) as u64, bytes)?;
+    writer.write(&tensor.name, (first * row) as u64, bytes)?;
     Ok(true)
 }
 
@@ -346,14 +381,15 @@ fn quantize_rows(
     row: usize,
     bytes: &[u8],
 ) -> Result<bool, ConvertError> {
-    let rows = bytes.len() / (2 * row);
-    let mut codes = vec![0; rows * row];
+    let rows = bytes.len() / row;
+    let width = row * 8 / tensor.dtype.bitsize();
+    let mut codes = vec![0; rows * width];
     let mut scales = vec![0; rows * 4];
     let finite = bytes
-        .par_chunks_exact(2 * row)
-        .zip(codes.par_chunks_exact_mut(row))
+        .par_chunks_exact(row)
+        .zip(codes.par_chunks_exact_mut(width))
         .zip(scales.par_chunks_exact_mut(4))
-        .all(|((weights, codes), scale)| match quantize_row(weights, codes) {
+        .all(|((weights, codes), scale)| match quantize_row(tensor.dtype, weights, codes) {
             Some(value) => {
                 scale.copy_from_slice(&value.to_le_bytes());
                 true
@@ -361,15 +397,26 @@ fn quantize_rows(
             None => false,
         });
     if finite {
-        writer.write(&tensor.name, (first * row) as u64, &codes)?;
+        writer.write(&tensor.name, (first * width) as u64, &codes)?;
         writer.write(&scale_name(&tensor.name), (first * 4) as u64, &scales)?;
     }
     Ok(finite)
 }
 
-/// e4m3 codes of a row of little-endian bf16 weights; returns the scale, or nothing when a weight is not finite.
-fn quantize_row(weights: &[u8], codes: &mut [u8]) -> Option<f32> {
-    let weights = || weights.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32());
+/// e4m3 codes of a row of little-endian weights in one of [`PLAIN`]; returns the scale, or nothing when a weight is not finite.
+pub(crate) fn quantize_row(dtype: Dtype, weights: &[u8], codes: &mut [u8]) -> Option<f32> {
+    match dtype {
+        Dtype::F32 => quantize_values(|| weights.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)), codes),
+        Dtype::F16 => {
+            quantize_values(|| weights.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()), codes)
+        }
+        _ => {
+            quantize_values(|| weights.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()), codes)
+        }
+    }
+}
+
+fn quantize_values<I: Iterator<Item = f32>>(weights: impl Fn() -> I, codes: &mut [u8]) -> Option<f32> {
     let amax = weights().try_fold(0f32, |amax, w| w.is_finite().then(|| amax.max(w.abs())))?;
     let scale = amax.max(LEAST_AMAX) / E4M3_MAX;
     for (code, weight) in codes.iter_mut().zip(weights()) {
@@ -422,13 +469,13 @@ mod tests {
         let weights: Vec<u8> =
             [0.5f32, -2.0, 0.0, 1.0].iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes()).collect();
         let mut codes = [0; 4];
-        assert_eq!(quantize_row(&weights, &mut codes), Some(2.0 / 448.0));
+        assert_eq!(quantize_row(Dtype::BF16, &weights, &mut codes), Some(2.0 / 448.0));
         assert_eq!(codes, [encode(112.0), encode(-448.0), 0, encode(224.0)]);
 
-        assert_eq!(quantize_row(&[0; 8], &mut codes), Some(1e-12 / 448.0));
+        assert_eq!(quantize_row(Dtype::BF16, &[0; 8], &mut codes), Some(1e-12 / 448.0));
         assert_eq!(codes, [0; 4]);
-        assert_eq!(quantize_row(&bf16::NAN.to_le_bytes(), &mut codes[..1]), None);
-        assert_eq!(quantize_row(&bf16::NEG_INFINITY.to_le_bytes(), &mut codes[..1]), None);
+        assert_eq!(quantize_row(Dtype::BF16, &bf16::NAN.to_le_bytes(), &mut codes[..1]), None);
+        assert_eq!(quantize_row(Dtype::F16, &f16::NEG_INFINITY.to_le_bytes(), &mut codes[..1]), None);
     }
 
     #[test]

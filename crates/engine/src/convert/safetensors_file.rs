@@ -9,11 +9,10 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::ConvertError;
+use crate::checkpoint::Header;
 
 /// Bytes before the header: its length, little-endian.
 const LENGTH_BYTES: u64 = 8;
-/// The bound of the safetensors format.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,59 +79,41 @@ impl SafetensorsWriter {
     }
 }
 
-/// A file being read. Its header is checked against its length: every tensor lies within the file.
+/// A file being read. Its header is checked as the engine does it: the tensors tile the file.
 #[derive(Debug)]
 pub(super) struct SafetensorsReader {
     path: PathBuf,
     file: File,
-    data_start: u64,
-    header: Metadata,
+    header: Header,
 }
 
 impl SafetensorsReader {
     pub(super) fn open(path: &Path) -> Result<Self, ConvertError> {
         let file = File::open(path).map_err(ConvertError::io("open", path))?;
-        let length = file.metadata().map_err(ConvertError::io("stat", path))?.len();
-        let mut header_length = [0; LENGTH_BYTES as usize];
-        if length < LENGTH_BYTES {
-            return Err(ConvertError::input(path, "not a safetensors file: it is too short"));
-        }
-        file.read_exact_at(&mut header_length, 0).map_err(ConvertError::io("read", path))?;
-        let header_length = u64::from_le_bytes(header_length);
-        if header_length > MAX_HEADER.min(length - LENGTH_BYTES) {
-            let what =
-                format!("not a safetensors file: a header of {header_length} bytes does not fit the file");
-            return Err(ConvertError::input(path, what));
-        }
-        let mut bytes = vec![0; header_length as usize];
-        file.read_exact_at(&mut bytes, LENGTH_BYTES).map_err(ConvertError::io("read", path))?;
-        let header: Metadata = serde_json::from_slice(&bytes)
-            .map_err(|e| ConvertError::input(path, format!("safetensors header: {e}")))?;
-        let data_start = LENGTH_BYTES + header_length;
-        let end = data_start + header.data_len() as u64;
-        if end != length {
-            let what = format!("is {length} bytes long, its header says {end}: is it cut short?");
-            return Err(ConvertError::input(path, what));
-        }
-        Ok(Self { path: path.to_owned(), file, data_start, header })
+        let header = Header::read(&file, path)?;
+        Ok(Self { path: path.to_owned(), file, header })
     }
 
     /// The tensors in the order of their bytes.
     pub(super) fn tensors(&self) -> Vec<TensorSpec> {
-        let specs = self.header.offset_keys().into_iter().filter_map(|name| {
-            let info = self.header.info(&name)?;
-            Some(TensorSpec { dtype: info.dtype, shape: info.shape.clone(), name })
-        });
-        specs.collect()
+        let mut infos: Vec<_> = self.header.tensors.iter().collect();
+        infos.sort_by_key(|(name, info)| (info.data_offsets, *name));
+        let spec = |(name, info): (&String, &TensorInfo)| TensorSpec {
+            name: name.clone(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+        };
+        infos.into_iter().map(spec).collect()
     }
 
     /// Reads bytes of a tensor, `offset` bytes from its start.
     pub(super) fn read(&self, tensor: &str, offset: u64, buffer: &mut [u8]) -> Result<(), ConvertError> {
         let info = self
             .header
-            .info(tensor)
+            .tensors
+            .get(tensor)
             .ok_or_else(|| ConvertError::input(&self.path, format!("tensor {tensor} is missing")))?;
-        let start = self.data_start + info.data_offsets.0 as u64 + offset;
+        let start = self.header.data_start + info.data_offsets.0 as u64 + offset;
         self.file
             .read_exact_at(buffer, start)
             .map_err(|e| ConvertError::input(&self.path, format!("tensor {tensor}: {e}")))

@@ -1,5 +1,7 @@
 //! Linears as the model uses them: those that read the same input are one, FP8 inputs are quantized per token.
 
+use std::sync::{Mutex, PoisonError};
+
 use herd_model::Dtype;
 
 use super::e4m3;
@@ -26,6 +28,8 @@ pub(crate) struct Projection {
     others: Vec<Part>,
     /// Counts rows that the bound of FP8 inputs clips.
     clipped: RowsClipped,
+    /// All inputs there were, for calibration.
+    kept_inputs: Option<Mutex<Vec<f32>>>,
 }
 
 /// Outputs in a row that are stored in one format.
@@ -48,7 +52,18 @@ pub(crate) enum PartFormat {
 impl Projection {
     /// All parts have the same number of inputs.
     pub(crate) fn new(first: Part, others: Vec<Part>, clipped: RowsClipped) -> Self {
-        Self { first, others, clipped }
+        Self { first, others, clipped, kept_inputs: None }
+    }
+
+    /// From now on, what goes in is kept for [`Projection::take_inputs`].
+    pub(crate) fn keep_inputs(&mut self) {
+        self.kept_inputs = Some(Mutex::default());
+    }
+
+    /// `[rows, inputs]`, of all that went in since.
+    pub(crate) fn take_inputs(&self) -> Vec<f32> {
+        let kept = self.kept_inputs.as_ref().map(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner));
+        kept.map(|mut kept| std::mem::take(&mut *kept)).unwrap_or_default()
     }
 
     /// Weights of the first part.
@@ -83,6 +98,9 @@ impl Projection {
         work: &'a mut LinearWork,
     ) -> Result<Outputs<'a>, CollectiveError> {
         let Numerics { isa, dtype, activation_scale_ub } = numerics;
+        if let Some(kept) = &self.kept_inputs {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(x);
+        }
         let inputs = self.first.packed.inputs();
         let count = x.len() / inputs;
         let LinearWork { bf16, wide, scales, lanes } = work;

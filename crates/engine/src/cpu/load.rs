@@ -6,17 +6,20 @@ use half::{bf16, f16};
 use herd_model::{Fp8, InputScales, Linear, ModelConfig, RankShard, WeightScales};
 use rayon::prelude::*;
 
+use super::e4m3;
 use super::linear::{Part, PartFormat, Projection};
 use super::packed::{Format, Packer};
 use super::rank::{LayerWeights, OutputWeights, Weights};
 use crate::checkpoint::{Checkpoint, CheckpointError, Stored, Tensor};
 use crate::clipped::RowsClipped;
+use crate::convert::quantize_row;
 
-/// Formats that are no quantization.
-const PLAIN: [Stored; 3] = [Stored::BF16, Stored::F16, Stored::F32];
+/// Formats that are no quantization. f16 is widened to f32: every f16 value is one, bf16 would lose three of its bits, and
+/// another kernel is not worth it while nearly all checkpoints are bf16. It takes twice the memory of the file.
+pub(super) const PLAIN: [Stored; 3] = [Stored::BF16, Stored::F16, Stored::F32];
 /// Formats of scales.
 const SCALES: [Stored; 2] = [Stored::F32, Stored::BF16];
-const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Bytes of rows read at once.
 const READ_BYTES: usize = 1 << 20;
 
@@ -48,6 +51,22 @@ impl Slice<'_> {
     fn is_like(&self, other: &Self) -> bool {
         let input = |slice: &Self| slice.scales.as_ref().and_then(|scales| scales.input).map(f32::to_bits);
         self.weight.dtype() == other.weight.dtype() && input(self) == input(other)
+    }
+
+    /// Reads it, a few rows at a time.
+    fn for_each_row(
+        &self,
+        mut visit: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        let Self { weight, scales: _, rows, columns } = self;
+        let row_bytes = columns.len() * weight.element();
+        let at_once = (READ_BYTES / row_bytes.max(1)).max(1);
+        let mut bytes = Vec::new();
+        for from in rows.clone().step_by(at_once) {
+            weight.read(from..rows.end.min(from + at_once), columns.clone(), &mut bytes)?;
+            bytes.chunks_exact(row_bytes).try_for_each(&mut visit)?;
+        }
+        Ok(())
     }
 }
 
@@ -84,7 +103,7 @@ impl Loader<'_> {
         }
     }
 
-    fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {
+    pub(super) fn layer(&self, layer: usize) -> Result<LayerWeights, CheckpointError> {
         Ok(LayerWeights {
             attention_norm: self.norm(&format!("model.layers.{layer}.input_layernorm.weight"))?,
             qkv: self.projection(layer, Linear::Query, &[Linear::Key, Linear::Value])?,
@@ -108,7 +127,7 @@ impl Loader<'_> {
     }
 
     /// Linears of the same input. Neighbours that are stored alike become one.
-    fn projection(
+    pub(super) fn projection(
         &self,
         layer: usize,
         first: Linear,
@@ -131,6 +150,44 @@ impl Loader<'_> {
         Ok(Projection::new(first, others, self.clipped.clone()))
     }
 
+    /// A linear that is not quantized, as it is stored.
+    pub(super) fn plain(&self, layer: usize, linear: Linear) -> Result<Projection, CheckpointError> {
+        let name = format!("{}.weight", linear.module(layer));
+        let part = pack(&[self.plain_slice(linear, &name)?])?;
+        Ok(Projection::new(part, vec![], self.clipped.clone()))
+    }
+
+    /// The same as quantizing it makes it, and the largest magnitude of a weight.
+    pub(super) fn quantized(
+        &self,
+        layer: usize,
+        linear: Linear,
+    ) -> Result<(Projection, f32), CheckpointError> {
+        let name = format!("{}.weight", linear.module(layer));
+        let slice = self.plain_slice(linear, &name)?;
+        let inputs = slice.columns.len();
+        let mut packer = Packer::new(slice.rows.len(), inputs, Format::E4m3);
+        let (mut scales, mut codes) = (Vec::with_capacity(slice.rows.len()), vec![0; inputs]);
+        slice.for_each_row(|row| {
+            let Some(scale) = quantize_row(slice.weight.dtype(), row, &mut codes) else {
+                return Err(slice.weight.bad("holds values that are not finite".to_owned()));
+            };
+            packer.push(&codes);
+            scales.push(scale);
+            Ok(())
+        })?;
+        let largest = scales.iter().fold(0.0_f32, |largest, scale| largest.max(scale * e4m3::MAX));
+        let format = PartFormat::Fp8 { scales, input_scale: None };
+        let part = Part { packed: packer.finish(), format };
+        Ok((Projection::new(part, vec![], self.clipped.clone()), largest))
+    }
+
+    fn plain_slice<'a>(&'a self, linear: Linear, name: &'a str) -> Result<Slice<'a>, CheckpointError> {
+        let [rows, columns] = linear.slice(self.config(), self.shard);
+        let weight = self.checkpoint.tensor(name, &PLAIN, &linear.shape(self.config()))?;
+        Ok(Slice { weight, scales: None, rows, columns })
+    }
+
     fn linear<'a>(
         &'a self,
         layer: usize,
@@ -142,8 +199,7 @@ impl Loader<'_> {
         let [rows, columns] = linear.slice(config, self.shard);
         let fp8 = config.quantization.as_ref().filter(|_| linear.is_fp8(config, layer));
         let Some(Fp8 { weight_scales, input_scales, kept: _ }) = fp8 else {
-            let weight = self.checkpoint.tensor(weight, &PLAIN, &shape)?;
-            return Ok(Slice { weight, scales: None, rows, columns });
+            return self.plain_slice(linear, weight);
         };
         let weight = self.checkpoint.tensor(weight, &[Stored::F8_E4M3], &shape)?;
         let scale = match weight_scales {
@@ -174,22 +230,18 @@ fn pack(slices: &[Slice<'_>]) -> Result<Part, CheckpointError> {
     };
     let mut packer = Packer::new(outputs, inputs, format);
     let (mut output_scales, mut input_scale) = (Vec::new(), None);
-    let mut bytes = Vec::new();
-    for Slice { weight, scales, rows, columns } in slices {
-        let row_bytes = inputs * weight.element();
-        let at_once = (READ_BYTES / row_bytes.max(1)).max(1);
-        for from in rows.clone().step_by(at_once) {
-            weight.read(from..rows.end.min(from + at_once), columns.clone(), &mut bytes)?;
-            for row in bytes.chunks_exact(row_bytes) {
-                match stored {
-                    Stored::F16 => packer.push(&widen(row)),
-                    Stored::F8_E4M3 if row.iter().any(|code| code & 0x7f == 0x7f) => {
-                        return Err(weight.bad("has weights that are not numbers".to_owned()));
-                    }
-                    _ => packer.push(row),
+    for slice in slices {
+        slice.for_each_row(|row| {
+            match stored {
+                Stored::F16 => packer.push(&widen(row)),
+                Stored::F8_E4M3 if row.iter().any(|code| code & 0x7f == 0x7f) => {
+                    return Err(slice.weight.bad("has weights that are not numbers".to_owned()));
                 }
+                _ => packer.push(row),
             }
-        }
+            Ok(())
+        })?;
+        let Slice { weight: _, scales, rows, columns: _ } = slice;
         if let Some(Scales { weight, per, input }) = scales {
             input_scale = *input;
             output_scales.extend(match per {
@@ -210,12 +262,12 @@ fn widen(row: &[u8]) -> Vec<u8> {
     row.as_chunks().0.iter().flat_map(|&half| f16::from_le_bytes(half).to_f32().to_le_bytes()).collect()
 }
 
-/// Scales, which are numbers that something can be multiplied with.
+/// Scales, which are numbers that something can be multiplied with and divided by.
 fn read_scales(tensor: Tensor<'_>, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
     let scales = read_f32(tensor, rows.clone())?;
-    match rows.zip(&scales).find(|(_, scale)| !(scale.is_finite() && **scale >= 0.0)) {
+    match rows.zip(&scales).find(|(_, scale)| !(scale.is_finite() && **scale > 0.0)) {
         Some((row, scale)) => {
-            Err(tensor.bad(format!("is {scale} in row {row}; a scale is a number from 0 on")))
+            Err(tensor.bad(format!("is {scale} in row {row}; a scale is a number above 0")))
         }
         None => Ok(scales),
     }
@@ -225,9 +277,14 @@ fn read_scales(tensor: Tensor<'_>, rows: Range<usize>) -> Result<Vec<f32>, Check
 fn read_f32(tensor: Tensor<'_>, rows: Range<usize>) -> Result<Vec<f32>, CheckpointError> {
     let mut bytes = Vec::new();
     tensor.read(rows, 0..1, &mut bytes)?;
-    Ok(match tensor.dtype() {
+    Ok(to_f32(tensor.dtype(), &bytes))
+}
+
+/// Numbers in one of [`PLAIN`].
+pub(super) fn to_f32(stored: Stored, bytes: &[u8]) -> Vec<f32> {
+    match stored {
         Stored::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
         Stored::F16 => bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
         _ => bytes.as_chunks().0.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f32()).collect(),
-    })
+    }
 }

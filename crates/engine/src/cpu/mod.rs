@@ -11,6 +11,7 @@ mod elementwise;
 mod isa;
 mod linear;
 mod load;
+mod measure;
 mod model;
 mod packed;
 mod pages;
@@ -23,5 +24,6 @@ mod stored;
 mod tests;
 
 pub use isa::{Isa, UnknownIsa};
+pub(crate) use measure::{Measure, MeasureError, SeenLayer, SeenLinear, measure};
 pub use model::{Columns, CpuModel, CpuRanks, LoadError, LoadOptions, ModelInfo, RunningRanks};
 pub use peak::peak_multiply_adds;

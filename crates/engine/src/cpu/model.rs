@@ -17,7 +17,7 @@ use super::isa::Isa;
 use super::linear::Numerics;
 use super::load::Loader;
 use super::pages::{PageLayout, Pages};
-use super::rank::{Kv, Rank, Work};
+use super::rank::{Kv, Rank, Weights, Work};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::clipped::RowsClipped;
 use crate::collective::{Collective, GIVEN_AHEAD, LocalRank};
@@ -262,12 +262,23 @@ impl Rank {
         checkpoint: &Checkpoint,
         shard: &RankShard,
         numerics: Numerics,
-        (kv_blocks, host_blocks): (usize, usize),
+        blocks: (usize, usize),
         clipped: RowsClipped,
     ) -> Result<Self, CheckpointError> {
-        let config = checkpoint.config().clone();
-        let shard = shard.clone();
-        let weights = Loader { checkpoint, shard: &shard, clipped: &clipped }.weights()?;
+        let weights = Loader { checkpoint, shard, clipped: &clipped }.weights()?;
+        Ok(Self::new(checkpoint.config(), shard, numerics, blocks, clipped, weights))
+    }
+
+    /// With an empty cache.
+    pub(super) fn new(
+        config: &ModelConfig,
+        shard: &RankShard,
+        numerics: Numerics,
+        (kv_blocks, host_blocks): (usize, usize),
+        clipped: RowsClipped,
+        weights: Weights,
+    ) -> Self {
+        let (config, shard) = (config.clone(), shard.clone());
         let layout = PageLayout {
             blocks: kv_blocks,
             host_blocks,
@@ -279,7 +290,7 @@ impl Rank {
             Dtype::F32 => Kv::F32(Arc::new(Pages::new(layout))),
             Dtype::Bf16 => Kv::Bf16(Arc::new(Pages::new(layout))),
         };
-        Ok(Self { config, shard, numerics, weights, clipped, kv })
+        Self { config, shard, numerics, weights, clipped, kv }
     }
 }
 

@@ -131,9 +131,13 @@ fn no_output_tensor_means_tied_embeddings() {
 #[test]
 fn names_what_it_does_not_know() {
     type Spoil = fn(&mut GgufWriter);
-    let cases: [(Spoil, &str); 16] = [
+    let cases: [(Spoil, &str); 17] = [
         (|g| g.text("general.architecture", "qwen2"), "architecture qwen2 is not supported: only llama is"),
         (|g| g.remove_key("llama.block_count"), "key llama.block_count is missing"),
+        (
+            |g| g.u32("llama.block_count", u32::MAX),
+            "key llama.block_count is 4294967295: the file has 40 tensors",
+        ),
         (|g| g.text("llama.block_count", "four"), "key llama.block_count is not an integer"),
         (|g| g.u32("llama.expert_count", 8), "key llama.expert_count: mixture-of-experts models"),
         (|g| g.u32("llama.attention.head_count_kv", 3), "8 attention heads cannot share 3 KV heads"),
@@ -179,7 +183,7 @@ fn names_what_it_does_not_know() {
 fn names_the_tensor_that_is_broken() {
     let name = "blk.1.attn_norm.weight";
     for (shape, ty, data, expected) in [
-        (&[256][..], 14, vec![0; 210], "is Q6_K: only F32, F16, BF16, Q4_1 and Q8_0 can be imported"),
+        (&[256][..], 14, vec![0; 210], "is Q6_K: only F32, F16, BF16, Q4_0, Q4_1 and Q8_0 can be imported"),
         (&[250], 8, vec![0; 272], "rows of 250 elements are not whole blocks of Q8_0"),
         (&[1, 1, 1, 1, 256], F32, vec![0; 1024], "has 5 dimensions"),
         (&[usize::MAX, usize::MAX, 256], F32, vec![0; 1024], "has an impossible shape"),

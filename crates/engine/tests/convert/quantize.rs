@@ -3,14 +3,15 @@ use std::fs;
 use std::path::Path;
 
 use herd_engine::convert::{ConvertError, Layout, NoProgress, Quantization, quantize as convert};
-use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
+use crate::restored::restored;
 use crate::tiny::{fixture, json as read_json, tiny};
 
 fn options(keep: &[usize]) -> Quantization {
     let keep_layers = Some(keep.iter().copied().collect());
-    Quantization { layout: Layout::FbgemmFp8 { activation_scale_ub: 1200.0 }, keep_layers }
+    Quantization { layout: Layout::FbgemmFp8 { activation_scale_ub: 1200.0 }, keep_layers, report: None }
 }
 
 fn with_bound(activation_scale_ub: f64, keep: &[usize]) -> Quantization {
@@ -60,7 +61,7 @@ fn gives_the_bytes_of_the_reference() {
 
 #[test]
 fn gives_the_bytes_of_the_reference_in_compressed_tensors() {
-    let all = Quantization { layout: Layout::CompressedTensors, keep_layers: None };
+    let all = Quantization { layout: Layout::CompressedTensors, keep_layers: None, report: None };
     let reference = fixture("sharp-llama31/sharp-llama31-compressed-tensors-fp8");
     let root = quantize(&fixture("sharp-llama31/sharp-llama31-bf16"), &all).unwrap();
     let out = root.path().join("out");
@@ -73,6 +74,35 @@ fn gives_the_bytes_of_the_reference_in_compressed_tensors() {
     let ignored = names(&config["quantization_config"]["ignore"]);
     assert_eq!(ignored.len(), 8);
     assert!(ignored.contains("model.layers.1.self_attn.k_proj") && ignored.contains("lm_head"));
+}
+
+/// Every bf16 value is an f32 value, and nearly every weight of the model an f16 value: codes and scales are the same where
+/// all of a row are.
+#[test]
+fn quantizes_from_f32_and_f16() {
+    let reference = fs::read(fixture("tiny-llama31/tiny-llama31-fbgemm-fp8/model.safetensors")).unwrap();
+    let reference = SafeTensors::deserialize(&reference).unwrap();
+    for (stored, least) in [(Dtype::F32, 1.0), (Dtype::F16, 0.999)] {
+        let model = restored(&tiny(), stored);
+        let root = quantize(model.path(), &options(&[0, 3])).unwrap();
+        let bytes = fs::read(root.path().join("out/model.safetensors")).unwrap();
+        let made = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(made.len(), reference.len());
+        for (name, expected) in reference.iter() {
+            let view = made.tensor(name).unwrap();
+            if expected.dtype() == Dtype::BF16 {
+                assert_eq!((view.dtype(), view.shape()), (stored, expected.shape()), "{name}");
+                continue;
+            }
+            assert_eq!((view.dtype(), view.shape()), (expected.dtype(), expected.shape()), "{name}");
+            let pairs = view.data().iter().zip(expected.data());
+            let same = pairs.filter(|(one, other)| one == other).count() as f64;
+            assert!(
+                same >= least * view.data().len() as f64,
+                "{name} from {stored:?}: {same} bytes are equal"
+            );
+        }
+    }
 }
 
 #[test]
@@ -136,7 +166,7 @@ fn refuses_options_that_do_not_fit() {
     );
     for bound in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let options = with_bound(bound, &[0]);
-        assert!(message(&options).starts_with("--activation-scale-ub: "));
+        assert!(message(&options).starts_with("--bound: "));
     }
 }
 
@@ -144,13 +174,16 @@ fn refuses_options_that_do_not_fit() {
 fn refuses_a_checkpoint_that_is_no_bf16_llama() {
     let message = |model: &Path| quantize(model, &options(&[0, 3])).unwrap_err().to_string();
     let quantized = fixture("tiny-llama31/tiny-llama31-fbgemm-fp8");
-    assert!(message(&quantized).ends_with("config.json: is already quantized (fbgemm_fp8): start from bf16"));
+    assert!(
+        message(&quantized)
+            .ends_with("config.json: is already quantized (fbgemm_fp8): start from what it was made of")
+    );
 
     // Quantized, and the configuration does not say so.
     let model = copy(&quantized);
     fs::copy(tiny().join("config.json"), model.path().join("config.json")).unwrap();
     let text = message(model.path());
-    assert!(text.ends_with("_scale is F32: only bf16 checkpoints can be quantized"), "{text}");
+    assert!(text.ends_with("is F8_E4M3: only checkpoints in bf16, f16 or f32 can be quantized"), "{text}");
 
     let model = copy(&tiny());
     let change = |key: &str, value: Value| {
@@ -165,7 +198,7 @@ fn refuses_a_checkpoint_that_is_no_bf16_llama() {
     change("num_hidden_layers", json!(4));
     let bytes = fs::read(model.path().join("model.safetensors")).unwrap();
     fs::write(model.path().join("model.safetensors"), &bytes[..bytes.len() - 2]).unwrap();
-    assert!(message(model.path()).ends_with("is it cut short?"));
+    assert!(message(model.path()).ends_with("it is cut off"));
     let index = json!({"weight_map": {"a": "../model.safetensors"}}).to_string();
     fs::write(model.path().join("model.safetensors.index.json"), index).unwrap();
     assert!(

@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 
 use crate::tiny::{fixture, json};
 
-fn models() -> PathBuf {
+pub(crate) fn models() -> PathBuf {
     let cache = || {
         env::var_os("XDG_CACHE_HOME").map_or_else(
             || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache"),

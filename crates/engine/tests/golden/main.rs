@@ -8,6 +8,8 @@
 mod batching;
 mod perplexity;
 mod reference;
+#[path = "../restored/mod.rs"]
+mod restored;
 mod runner;
 mod scheduling;
 mod smollm2;

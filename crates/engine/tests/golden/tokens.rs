@@ -7,8 +7,10 @@
 use herd_engine::Isa;
 use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::LogitRows;
+use safetensors::Dtype as Stored;
 
 use crate::reference::{self, Case, Golden, argmax, fixture, logprobs};
+use crate::restored::restored;
 use crate::runner::Runner;
 
 /// Blocks set aside for each case: up to 900 tokens of prompt and 64 more.
@@ -18,6 +20,8 @@ struct Check<'a> {
     model: &'a str,
     golden: &'a str,
     dtype: Dtype,
+    /// The weights are converted to this format first.
+    stored: Option<Stored>,
     /// Replaces `activation_scale_ub` of the model.
     bound: Option<f32>,
     /// Largest difference of a logit.
@@ -43,6 +47,7 @@ fn tiny_bf16_in_f32() {
         model: "tiny-llama31/tiny-llama31-bf16",
         golden: "tiny-llama31/golden-bf16",
         dtype: Dtype::F32,
+        stored: None,
         bound: None,
         logit: 2e-3,
         logprob: 1e-5,
@@ -56,6 +61,7 @@ fn sharp_bf16_in_f32() {
         model: "sharp-llama31/sharp-llama31-bf16",
         golden: "sharp-llama31/golden-bf16",
         dtype: Dtype::F32,
+        stored: None,
         bound: None,
         logit: 2e-3,
         logprob: 1e-5,
@@ -69,6 +75,7 @@ fn tiny_bf16_in_bf16() {
         model: "tiny-llama31/tiny-llama31-bf16",
         golden: "tiny-llama31/golden-bf16",
         dtype: Dtype::Bf16,
+        stored: None,
         bound: None,
         logit: 0.03,
         logprob: 0.01,
@@ -82,6 +89,7 @@ fn sharp_bf16_in_bf16() {
         model: "sharp-llama31/sharp-llama31-bf16",
         golden: "sharp-llama31/golden-bf16",
         dtype: Dtype::Bf16,
+        stored: None,
         bound: None,
         logit: 0.15,
         logprob: 0.01,
@@ -95,6 +103,7 @@ fn tiny_fbgemm_fp8_in_f32() {
         model: "tiny-llama31/tiny-llama31-fbgemm-fp8",
         golden: "tiny-llama31/golden-fbgemm-fp8",
         dtype: Dtype::F32,
+        stored: None,
         bound: None,
         logit: 5e-3,
         logprob: 5e-4,
@@ -108,6 +117,7 @@ fn sharp_fbgemm_fp8_in_f32() {
         model: "sharp-llama31/sharp-llama31-fbgemm-fp8",
         golden: "sharp-llama31/golden-fbgemm-fp8",
         dtype: Dtype::F32,
+        stored: None,
         bound: None,
         logit: 0.15,
         logprob: 5e-4,
@@ -121,6 +131,7 @@ fn sharp_fbgemm_fp8_in_f32_with_a_bound_that_clips() {
         model: "sharp-llama31/sharp-llama31-fbgemm-fp8",
         golden: "sharp-llama31/golden-fbgemm-fp8-ub3",
         dtype: Dtype::F32,
+        stored: None,
         bound: Some(3.0),
         logit: 0.15,
         logprob: 5e-4,
@@ -134,6 +145,7 @@ fn tiny_fbgemm_fp8_in_bf16() {
         model: "tiny-llama31/tiny-llama31-fbgemm-fp8",
         golden: "tiny-llama31/golden-fbgemm-fp8",
         dtype: Dtype::Bf16,
+        stored: None,
         bound: None,
         logit: 0.08,
         logprob: 0.02,
@@ -147,6 +159,7 @@ fn sharp_fbgemm_fp8_in_bf16() {
         model: "sharp-llama31/sharp-llama31-fbgemm-fp8",
         golden: "sharp-llama31/golden-fbgemm-fp8",
         dtype: Dtype::Bf16,
+        stored: None,
         bound: None,
         logit: 0.6,
         logprob: 0.02,
@@ -160,6 +173,7 @@ fn tiny_compressed_tensors_in_f32() {
         model: "tiny-llama31/tiny-llama31-compressed-tensors-fp8",
         golden: "tiny-llama31/golden-compressed-tensors-fp8",
         dtype: Dtype::F32,
+        stored: None,
         bound: None,
         logit: 0.3,
         logprob: 0.03,
@@ -173,6 +187,7 @@ fn tiny_compressed_tensors_in_bf16() {
         model: "tiny-llama31/tiny-llama31-compressed-tensors-fp8",
         golden: "tiny-llama31/golden-compressed-tensors-fp8",
         dtype: Dtype::Bf16,
+        stored: None,
         bound: None,
         logit: 0.6,
         logprob: 0.03,
@@ -186,6 +201,7 @@ fn sharp_compressed_tensors_in_f32() {
         model: "sharp-llama31/sharp-llama31-compressed-tensors-fp8",
         golden: "sharp-llama31/golden-compressed-tensors-fp8",
         dtype: Dtype::F32,
+        stored: None,
         bound: None,
         logit: 2.0,
         logprob: 0.03,
@@ -199,6 +215,7 @@ fn sharp_compressed_tensors_in_bf16() {
         model: "sharp-llama31/sharp-llama31-compressed-tensors-fp8",
         golden: "sharp-llama31/golden-compressed-tensors-fp8",
         dtype: Dtype::Bf16,
+        stored: None,
         bound: None,
         logit: 2.0,
         logprob: 0.03,
@@ -206,15 +223,48 @@ fn sharp_compressed_tensors_in_bf16() {
     });
 }
 
+/// Nothing is lost from bf16 to f32, and from bf16 to f16 what is below 2^-24: goldens of bf16 hold.
+#[test]
+fn f32_and_f16_weights_have_the_goldens_of_bf16() {
+    for stored in [Stored::F32, Stored::F16] {
+        for (model, golden) in [
+            ("tiny-llama31/tiny-llama31-bf16", "tiny-llama31/golden-bf16"),
+            ("sharp-llama31/sharp-llama31-bf16", "sharp-llama31/golden-bf16"),
+        ] {
+            let check_of = |dtype, logit, logprob, tokens| {
+                check(&Check {
+                    model,
+                    golden,
+                    dtype,
+                    stored: Some(stored),
+                    bound: None,
+                    logit,
+                    logprob,
+                    tokens,
+                });
+            };
+            check_of(Dtype::F32, 2e-3, 1e-5, UP_TO_A_SMALL_GAP);
+            let (logit, tokens) =
+                if model.contains("tiny") { (0.03, NONE) } else { (0.15, UP_TO_A_LARGE_GAP) };
+            check_of(Dtype::Bf16, logit, 0.01, tokens);
+        }
+    }
+}
+
 fn check(check: &Check<'_>) {
     let golden = Golden::open(&format!("{}.json", check.golden));
     let folder = fixture(check.model);
     let bounded = check.bound.map(|bound| with_bound(&folder, bound));
-    let folder = bounded.as_ref().map_or(folder.as_path(), tempfile::TempDir::path);
-    let layouts = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2)];
-    let by_layout = layouts.map(|layout| (layout, Isa::detect()));
+    let converted = check.stored.map(|stored| restored(&folder, stored));
+    let changed = bounded.as_ref().or(converted.as_ref());
+    let folder = changed.map_or(folder.as_path(), tempfile::TempDir::path);
+    let mut layouts = vec![(1, 1), (2, 2)];
+    if converted.is_none() {
+        layouts.extend([(2, 1), (4, 1), (8, 1), (1, 2), (1, 4)]);
+    }
+    let by_layout = layouts.into_iter().map(|layout| (layout, Isa::detect()));
     let by_isa = Isa::all().into_iter().filter(|isa| *isa != Isa::detect()).map(|isa| ((1, 1), isa));
-    for ((tensor, pipeline), isa) in by_layout.into_iter().chain(by_isa) {
+    for ((tensor, pipeline), isa) in by_layout.chain(by_isa) {
         let parallelism = Parallelism { tensor, pipeline };
         let at = format!("tensor {tensor}, pipeline {pipeline} by {isa}");
         let blocks = golden.cases.len() * CASE_BLOCKS;

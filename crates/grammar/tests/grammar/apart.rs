@@ -30,7 +30,7 @@ async fn apart(
     let (mut table, mut first) = (None, None);
     while let Some(event) = next(&mut sequence).await {
         match event {
-            Event::Started { blocks } => table = Some(blocks),
+            Event::Started { blocks, cached: _ } => table = Some(blocks),
             Event::Token(token) => first = Some(token),
             Event::Computed { .. } | Event::Finished(_) => {}
             other => panic!("{other:?}"),

@@ -29,6 +29,8 @@ pub(crate) fn fake() -> Engine {
         max_step_tokens: 16,
         max_sequences: 8,
         max_waiting: 32,
+        host_blocks: 0,
+        prefix_cache: true,
     };
     Engine::start(Box::new(FakeModel::new(options)), limits)
 }

@@ -4,6 +4,7 @@ mod bits;
 mod layer_step;
 mod ops;
 mod scales;
+mod sparse;
 
 use std::path::PathBuf;
 

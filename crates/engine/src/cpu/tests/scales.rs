@@ -128,9 +128,60 @@ fn scales_that_are_missing_or_no_numbers_are_named() {
     let missing = with_input_scales(|module| (!module.ends_with("2.mlp.down_proj")).then_some(0.1));
     let error = logits(changed(missing, by_stored_scales).path()).unwrap_err();
     assert!(error.contains("model.layers.2.mlp.down_proj.input_scale is missing"), "{error}");
-    for bad in [f32::NAN, f32::INFINITY, -1.0] {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0, 0.0, -0.0] {
         let bad = changed(with_input_scales(move |_| Some(bad)), by_stored_scales);
         let error = logits(bad.path()).unwrap_err();
         assert!(error.contains("input_scale") && error.contains("a scale is a number"), "{error}");
+    }
+}
+
+/// Each of these is refused with the tensor's name when the slices that hold it are read.
+#[test]
+fn weights_and_scales_that_make_no_numbers_are_named() {
+    const SCALE: &str = "model.layers.1.mlp.up_proj.weight_scale";
+    const WEIGHT: &str = "model.layers.3.self_attn.o_proj.weight";
+    type Spoil = Box<dyn Fn(&mut Stored)>;
+    let scale_is = |value: f32| -> Spoil {
+        let value = half::bf16::from_f32(value).to_le_bytes();
+        Box::new(move |(_, _, bytes)| bytes.as_chunks_mut().0[300] = value)
+    };
+    let cases: [(&str, Spoil, &str); 11] = [
+        (SCALE, scale_is(f32::NAN), "is NaN in row 300; a scale is a number above 0"),
+        (SCALE, scale_is(f32::INFINITY), "is inf in row 300; a scale is a number above 0"),
+        (SCALE, scale_is(0.0), "is 0 in row 300; a scale is a number above 0"),
+        (SCALE, scale_is(-0.5), "is -0.5 in row 300; a scale is a number above 0"),
+        (
+            SCALE,
+            Box::new(|(_, shape, _)| *shape = vec![1, 512]),
+            "is [1, 512]; config.json makes it [512, 1]",
+        ),
+        (SCALE, Box::new(|(dtype, _, _)| *dtype = Dtype::I16), "is I16; config.json asks for F32 or BF16"),
+        (WEIGHT, Box::new(|(_, _, bytes)| bytes[65_535] = 0x7f), "has weights that are not numbers"),
+        (WEIGHT, Box::new(|(_, _, bytes)| bytes[0] = 0xff), "has weights that are not numbers"),
+        (
+            WEIGHT,
+            Box::new(|(_, shape, _)| *shape = vec![65_536]),
+            "is [65536]; config.json makes it [256, 256]",
+        ),
+        (
+            WEIGHT,
+            Box::new(|(_, shape, _)| *shape = vec![128, 512]),
+            "is [128, 512]; config.json makes it [256, 256]",
+        ),
+        (WEIGHT, Box::new(|(dtype, _, _)| *dtype = Dtype::I8), "is I8; config.json asks for F8_E4M3"),
+    ];
+    for (tensor, spoil, expected) in cases {
+        let spoilt = changed(
+            |name, mut stored| {
+                if name == tensor {
+                    spoil(&mut stored);
+                }
+                vec![(name.to_owned(), stored)]
+            },
+            |_| {},
+        );
+        let error = logits(spoilt.path()).unwrap_err();
+        let file = spoilt.path().join("model.safetensors");
+        assert_eq!(error, format!("{}: tensor {tensor} {expected}", file.display()));
     }
 }

@@ -1,0 +1,78 @@
+//! Fuzz targets: readers of files that come from outside, as functions over bytes, each with seeds. Whatever the bytes, they
+//! return; they do not panic, and allocate no more than the bytes warrant. `tests/bounded.rs` runs a fixed number of mutated
+//! seeds, the crate above this one runs them for as long as one likes.
+
+mod seeds;
+
+use herd_engine::readers;
+use herd_model::ModelConfig;
+use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, TextModel};
+
+/// A reader to be fuzzed.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Also of its fuzz target.
+    pub name: &'static str,
+    /// Reads the bytes; what comes of it does not matter.
+    pub run: fn(&[u8]),
+    /// Bytes to begin with, valid ones among them.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Whether a seed is valid.
+    pub reads: fn(&[u8]) -> bool,
+    /// That may be allocated at once, whatever the bytes.
+    pub fixed_bytes: usize,
+    /// And on top for each of the bytes.
+    pub bytes_per_byte: usize,
+}
+
+/// All of them.
+pub const TARGETS: [Target; 4] = [
+    Target {
+        name: "safetensors",
+        run: |bytes| drop(readers::safetensors(bytes)),
+        seeds: seeds::safetensors,
+        reads: |bytes| readers::safetensors(bytes).is_ok(),
+        fixed_bytes: 1 << 16,
+        bytes_per_byte: 64,
+    },
+    Target {
+        name: "gguf",
+        run: |bytes| drop(readers::gguf(bytes)),
+        seeds: seeds::gguf,
+        reads: |bytes| readers::gguf(bytes).is_ok(),
+        fixed_bytes: 1 << 18,
+        bytes_per_byte: 64,
+    },
+    Target {
+        name: "config",
+        run: config,
+        seeds: seeds::config,
+        reads: |bytes| ModelConfig::from_json(bytes, None).is_ok(),
+        // Patterns of modules are compiled.
+        fixed_bytes: 16 << 20,
+        bytes_per_byte: 64,
+    },
+    Target {
+        name: "bundle",
+        run: |bytes| drop(bundle(bytes)),
+        seeds: seeds::bundle,
+        reads: |bytes| bundle(bytes).is_some(),
+        // Pre-tokenizers are compiled.
+        fixed_bytes: 16 << 20,
+        bytes_per_byte: 256,
+    },
+];
+
+/// As `config.json`, and as the `generation_config.json` beside a valid one.
+fn config(bytes: &[u8]) {
+    drop(ModelConfig::from_json(bytes, None));
+    drop(ModelConfig::from_json(seeds::CONFIG, Some(bytes)));
+}
+
+/// The first byte says which file of a small model the others take the place of.
+fn bundle(bytes: &[u8]) -> Option<TextModel> {
+    let (which, content) = bytes.split_first()?;
+    let mut files: BundleFiles = seeds::bundle_files().into_iter().collect();
+    files.insert(BUNDLE_FILE_NAMES[usize::from(*which) % BUNDLE_FILE_NAMES.len()], content);
+    TextModel::from_files(&files).ok()
+}

@@ -58,8 +58,10 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
     let temperature = prop_oneof![Just(0.0_f32), Just(0.8), Just(1.3)];
     let cancelled = prop::option::weighted(0.2, 0..MOST_TOKENS);
     let salt = prop_oneof![4 => Just(""), 1 => Just("another")];
-    (prompts(), 1..=3_u32, 1..=MOST_TOKENS, temperature, 0..4_u64, -1..2_i32, salt, cancelled).prop_map(
-        |(prompt, n, max_tokens, temperature, seed, priority, salt, cancelled)| {
+    let asked = prop::option::weighted(0.2, 0..3_usize);
+    let how = (1..=3_u32, 1..=MOST_TOKENS, temperature, 0..4_u64, asked);
+    (prompts(), how, -1..2_i32, salt, cancelled).prop_map(
+        |(prompt, (n, max_tokens, temperature, seed, asked), priority, salt, cancelled)| {
             let request = |choice| Request {
                 prompt: prompt.clone(),
                 sampling: Sampling {
@@ -72,6 +74,8 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
                     top_logprobs: 3,
                     first_position: 0,
                     shaping: Shaping::default(),
+                    constraint: None,
+                    prompt_logprobs: asked.filter(|_| cancelled.is_none()),
                 },
                 scheduling: Scheduling { priority, cache_salt: salt.to_owned() },
                 cancelled: cancelled.filter(|_| choice == 0),
@@ -116,6 +120,8 @@ fn crowded(host_blocks: usize) -> Mix {
             top_logprobs: 3,
             first_position: 0,
             shaping: Shaping::default(),
+            constraint: None,
+            prompt_logprobs: (family == 2).then_some(1),
         },
         scheduling: Scheduling::default(),
         cancelled: None,
@@ -171,13 +177,14 @@ fn submit(engine: &Engine, request: &Request) -> Sequence {
     engine.generate(request.prompt.clone(), request.sampling.clone()).unwrap()
 }
 
-/// Its tokens, up to `most` of them.
+/// What it tells of its prompt, and its tokens, up to `most` of them.
 async fn tokens(mut sequence: Sequence, most: usize) -> Vec<SampledToken> {
     let mut tokens = Vec::new();
     while tokens.len() < most {
         match sequence.next().await {
             Some(Event::Token(token)) => tokens.push(token),
-            Some(Event::Failed(reason)) => panic!("{reason}"),
+            Some(Event::Prompt(prompt)) => tokens.extend(prompt),
+            Some(Event::Failed(reason) | Event::Unsatisfiable(reason)) => panic!("{reason}"),
             Some(Event::Started { .. } | Event::Computed { .. }) => {}
             Some(Event::Finished(_)) | None => break,
         }
@@ -227,8 +234,14 @@ async fn compare(loaded: &Arc<CpuRanks>, mix: &Mix, counters: &mut Vec<EngineCou
         let Request { prompt, sampling, .. } = request;
         // Choices of one prompt without chance are all the same.
         let choice = if sampling.temperature > 0.0 { sampling.choice } else { 0 };
-        let key =
-            (prompt.clone(), sampling.max_tokens, sampling.temperature.to_bits(), sampling.seed, choice);
+        let key = (
+            prompt.clone(),
+            sampling.max_tokens,
+            sampling.temperature.to_bits(),
+            sampling.seed,
+            choice,
+            sampling.prompt_logprobs,
+        );
         let alone = match known.get(&key) {
             Some(alone) => Vec::clone(alone),
             None => tokens(submit(&engine, request), usize::MAX).await,

@@ -154,7 +154,7 @@ fn a_reservation_goes_on_without_computing_the_prompt() {
     assert_eq!(scheduler.load(), Load::default());
     assert_eq!(scheduler.counters(), Counters { steps: 3, output_tokens: 2, ..Counters::default() });
     // Its blocks were named when the decode began.
-    submit(&mut scheduler, 2, Work::Generate { prompt: vec![5; 9], max_tokens: 1 });
+    submit(&mut scheduler, 2, Work::Generate { prompt: vec![5; 9], max_tokens: 1, all_logits: false });
     assert_eq!(turn(&mut scheduler).started[0].cached, 8);
 }
 

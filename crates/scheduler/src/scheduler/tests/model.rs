@@ -63,11 +63,12 @@ fn prompts() -> impl Strategy<Value = Vec<u32>> {
 fn requests() -> impl Strategy<Value = Request> {
     let scheduling = (prop_oneof![3 => Just(0), 1 => -2..3_i32], prop_oneof![4 => Just(""), 1 => Just("b")])
         .prop_map(|(priority, salt)| Scheduling { priority, cache_salt: salt.to_owned() });
-    (0..6_usize, prompts(), 1..24_usize, scheduling).prop_map(|(kind, prompt, max_tokens, scheduling)| {
+    (0..7_usize, prompts(), 1..24_usize, scheduling).prop_map(|(kind, prompt, max_tokens, scheduling)| {
+        // An all_logits of each kind, and those without.
         let work = match kind {
-            0 => Work::Prefill { prompt: prompt.clone() },
+            0 => Work::Prefill { prompt: prompt.clone(), all_logits: max_tokens % 3 == 0 },
             1 => Work::Reserve { prompt_tokens: prompt.len(), max_tokens },
-            _ => Work::Generate { prompt: prompt.clone(), max_tokens },
+            _ => Work::Generate { prompt: prompt.clone(), max_tokens, all_logits: kind == 2 },
         };
         Request { work, prompt, scheduling }
     })
@@ -256,7 +257,9 @@ impl Model {
         self.check_rows()?;
         self.compute(step)?;
         self.scheduler.complete(step);
-        let last = step.entries.iter().filter(|entry| entry.logits == LogitRows::Last);
+        let ends =
+            |entry: &&StepEntry| entry.start + entry.tokens.len() == self.live[&entry.sequence].tokens.len();
+        let last = step.entries.iter().filter(ends);
         let sampled: Vec<_> = last.map(|entry| entry.sequence).collect();
         let stop_at = stop_at.filter(|_| !sampled.is_empty()).map(|at| at.index(sampled.len()));
         for (at, id) in sampled.into_iter().enumerate() {
@@ -279,7 +282,8 @@ impl Model {
             let prompt = expected.request.prompt.len();
             let positions = if reserves { prompt + 1 } else { prompt };
             prop_assert_eq!(blocks.len(), positions.div_ceil(BLOCK));
-            prop_assert!(*cached < prompt && (self.limits.prefix_cache || *cached == 0));
+            let shares = self.limits.prefix_cache && !expected.request.work.all_logits();
+            prop_assert!(*cached < prompt && (shares || *cached == 0));
             let computes = planned.step.entries.iter().find(|entry| entry.sequence == *sequence);
             prop_assert_eq!(computes.map(|entry| entry.start), (!reserves).then_some(*cached));
             expected.started = Some(Arc::clone(blocks));
@@ -365,8 +369,12 @@ impl Model {
             prop_assert!(!tokens.is_empty() && end <= blocks.len() * BLOCK);
             prop_assert_eq!(&tokens[..], &expected.tokens[*start..end]);
             prop_assert_eq!(*start, self.scheduler.sequences[sequence].computed);
-            let last = end == expected.tokens.len();
-            prop_assert_eq!(*logits, if last { LogitRows::Last } else { LogitRows::None });
+            let last = if end == expected.tokens.len() { LogitRows::Last } else { LogitRows::None };
+            let prompt = expected.request.prompt.len();
+            // Of each position of the prompt once, however often it is computed.
+            let all = expected.request.work.all_logits() && *start < prompt;
+            prop_assert_eq!(*logits, if all && *start >= expected.high { LogitRows::All } else { last });
+            prop_assert!(!all || *start >= expected.high || end <= expected.high);
             if matches!(expected.request.work, Work::Prefill { .. }) {
                 prop_assert_eq!(Some(blocks), expected.started.as_ref(), "what is sent is what was told");
             }
@@ -376,7 +384,6 @@ impl Model {
                 let own = row(&expected.request.scheduling.cache_salt, &expected.tokens[..=at]);
                 self.rows[block as usize][at % BLOCK] = Some(own);
             }
-            let prompt = expected.request.prompt.len();
             let high = expected.high.max(if expected.high == 0 { *start } else { 0 });
             self.recomputed_tokens += end.min(high).saturating_sub(*start) as u64;
             self.prompt_tokens += end.min(prompt).saturating_sub(high.max(*start)) as u64;

@@ -203,7 +203,7 @@ fn formats_that_are_no_quantization_have_their_sizes() {
         assert_eq!(seen["weights"]["bytes"], 1_235_814_400 * bytes);
         assert_eq!(seen["weights"]["kinds"]["embedding"][format], 128_256 * 2048 * bytes);
         // The norms are on both ranks.
-        assert_eq!(seen["ranks"][1]["weight_bytes"], (1_235_814_400 + 33 * 2048) / 2 * bytes);
+        assert_eq!(seen["ranks"][1]["weight_bytes"], 1_235_814_400_u64.midpoint(33 * 2048) * bytes);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::event::{Delta, EventKind, Finished, GenerationEvent, Prompt};
 pub(crate) struct BestOf {
     /// Choices of a prompt that are wanted, and that are computed.
     n: usize,
-    best_of: usize,
+    computed: usize,
     /// By index over all prompts.
     choices: Vec<Whole>,
 }
@@ -24,7 +24,7 @@ struct Whole {
 impl BestOf {
     pub(crate) fn new(prompts: usize, n: u32, best_of: u32) -> Self {
         let (n, best_of) = (n as usize, best_of as usize);
-        Self { n, best_of, choices: vec![Whole::default(); prompts * best_of] }
+        Self { n, computed: best_of, choices: vec![Whole::default(); prompts * best_of] }
     }
 
     pub(crate) fn take(&mut self, event: GenerationEvent) {
@@ -47,9 +47,9 @@ impl BestOf {
 
     /// The choices with the largest sum of log probabilities, largest first, equal ones by index; numbered anew.
     pub(crate) fn finish(self) -> VecDeque<GenerationEvent> {
-        let Self { n, best_of, mut choices } = self;
+        let Self { n, computed, mut choices } = self;
         let mut events = VecDeque::new();
-        for (prompt, of_prompt) in choices.chunks_mut(best_of.max(1)).enumerate() {
+        for (prompt, of_prompt) in choices.chunks_mut(computed.max(1)).enumerate() {
             let told = of_prompt.iter_mut().find_map(|choice| choice.prompt.take());
             let sum =
                 |choice: &Whole| choice.finished.map_or(f64::NEG_INFINITY, |finished| finished.logprob_sum);

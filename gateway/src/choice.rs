@@ -236,7 +236,7 @@ impl Choice<'_> {
                     for token in tokens {
                         said.ids.push(token.id);
                         said.logprob_sum += f64::from(token.logprob);
-                        stopped = said.transcript.push(token, &mut delta);
+                        stopped = said.transcript.push(&token, &mut delta);
                         if stopped {
                             break;
                         }

@@ -50,11 +50,11 @@ impl Transcript {
 
     /// Takes one token, adds what it completes to `delta`, and says whether a stop string ended the text: then what is
     /// still held is of the stop string alone.
-    pub(crate) fn push(&mut self, token: Token, delta: &mut Delta) -> bool {
+    pub(crate) fn push(&mut self, token: &Token, delta: &mut Delta) -> bool {
         let id = token.id;
         let detail = self.offsets.as_mut().map(|plain| {
             plain.push(id);
-            TokenDetail { text_offset: plain.token_begin(), ..detail(&self.text, &token) }
+            TokenDetail { text_offset: plain.token_begin(), ..detail(&self.text, token) }
         });
         self.held.push_back(Held { id, detail });
         let is_silent = !self.include_stop && self.stop_ids.contains(&id);

@@ -82,7 +82,7 @@ fn engine(paths: &Paths) -> Result<ExitCode> {
     if !all_fp8.exists() {
         succeed(
             Command::new(&herd)
-                .args(["models", "quantize", "--to", "compressed-tensors", "--keep-layers", ""])
+                .args(["models", "quantize", "--to", "compressed-tensors", "--no-calibration"])
                 .arg(&bf16)
                 .arg("--out")
                 .arg(&all_fp8),
@@ -97,7 +97,7 @@ fn engine(paths: &Paths) -> Result<ExitCode> {
         )?;
         succeed(
             Command::new(&herd)
-                .args(["models", "quantize", "--to", "fbgemm_fp8"])
+                .args(["models", "quantize", "--to", "fbgemm_fp8", "--no-calibration"])
                 .arg(&random)
                 .arg("--out")
                 .arg(&large),

@@ -10,6 +10,7 @@ mod cpu;
 mod cuda;
 mod engine;
 mod executor;
+mod exp;
 mod fake;
 mod inbox;
 mod kv;

@@ -3,9 +3,13 @@
 
 use std::cmp::Ordering;
 
+use crate::exp::exp_or_zero;
 use crate::philox::uniform;
 use crate::shaping::shaped;
 use crate::{Constraint, ConstraintError, History, SampledToken, Sampling, Shaping, TokenLogprob, TokenMask};
+
+/// Logits that are looked at side by side.
+const LANES: usize = 16;
 
 /// Logits no token can be drawn from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,21 +107,36 @@ pub(crate) fn is_end(
 
 /// The largest logit and the lowest id that has it.
 fn largest(logits: &[f32]) -> Result<(u32, f32), SampleError> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit.is_nan() {
-            return Err(SampleError::NotANumber { id: id as u32 });
-        }
-        if logit > best.1 {
-            best = (id as u32, logit);
+    let (vectors, rest) = logits.as_chunks::<LANES>();
+    let (mut most, mut is_nan) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
+    for vector in vectors {
+        for lane in 0..LANES {
+            is_nan[lane] |= vector[lane].is_nan();
+            most[lane] = if vector[lane] > most[lane] { vector[lane] } else { most[lane] };
         }
     }
-    if best.1.is_finite() { Ok(best) } else { Err(SampleError::NotFinite) }
+    let max = most.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &logit| max.max(logit));
+    if (is_nan.contains(&true) || rest.iter().any(|logit| logit.is_nan()))
+        && let Some(id) = logits.iter().position(|logit| logit.is_nan())
+    {
+        return Err(SampleError::NotANumber { id: id as u32 });
+    }
+    match logits.iter().position(|logit| *logit >= max) {
+        Some(id) if max.is_finite() => Ok((id as u32, max)),
+        _ => Err(SampleError::NotFinite),
+    }
 }
 
 fn log_sum_exp(logits: &[f32], max: f32) -> f64 {
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-    f64::from(max) + sum.ln()
+    let (vectors, rest) = logits.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for vector in vectors {
+        for lane in 0..LANES {
+            sums[lane] += f64::from(exp_or_zero(vector[lane] - max));
+        }
+    }
+    let rest: f64 = rest.iter().map(|logit| f64::from(exp_or_zero(logit - max))).sum();
+    f64::from(max) + (sums.iter().sum::<f64>() + rest).ln()
 }
 
 /// Most likely first, equal ones by rising id: a total order as long as nothing is NaN.
@@ -141,10 +160,12 @@ fn most_likely(logits: &[f32], count: usize) -> Vec<u32> {
 
 /// Inverts the cumulative distribution at `number`, which lies in `[0, 1)`.
 fn draw(logits: &[f32], max: f32, sampling: &Sampling, number: f64) -> u32 {
-    let (temperature, top_p) = (f64::from(sampling.temperature), f64::from(sampling.top_p));
+    let top_p = f64::from(sampling.top_p);
     let &Shaping { top_k, min_p, .. } = &sampling.shaping;
     // That of the most likely token is 1.
-    let weight = |id: u32| ((f64::from(logits[id as usize]) - f64::from(max)) / temperature).exp();
+    let weights: Vec<f32> =
+        logits.iter().map(|logit| exp_or_zero((logit - max) / sampling.temperature)).collect();
+    let weight = |id: u32| f64::from(weights[id as usize]);
     let all = || 0..logits.len() as u32;
     let mut left = if top_k == 0 { logits.len() } else { top_k };
     if min_p > 0.0 {

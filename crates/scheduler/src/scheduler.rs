@@ -296,7 +296,7 @@ impl Scheduler {
         let sequence = self.sequences.get_mut(&id)?;
         self.counters.output_tokens += 1;
         let ended = sequence.sampled(token, stop);
-        if ended.is_some() && !sequence.prefill_only {
+        if ended.is_some() && !sequence.asked.prefill_only {
             self.release(id);
         }
         ended

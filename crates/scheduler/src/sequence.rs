@@ -111,6 +111,15 @@ pub(crate) enum Phase {
     Held,
 }
 
+/// What a sequence is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    /// It ends after position 0 and keeps its blocks.
+    pub(crate) prefill_only: bool,
+    /// The logits of every prompt token are wanted.
+    pub(crate) all_logits: bool,
+}
+
 /// A sequence in the queue, where it has no blocks, or running.
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -131,10 +140,7 @@ pub(crate) struct Sequence {
     /// Blocks that were given their names.
     pub(crate) named: usize,
     pub(crate) generated: usize,
-    /// Ends after position 0 and keeps its blocks.
-    pub(crate) prefill_only: bool,
-    /// The logits of every prompt token are wanted.
-    pub(crate) all_logits: bool,
+    pub(crate) asked: Asked,
     /// The prompt's KV was computed elsewhere.
     pub(crate) transferred: bool,
     /// It had blocks before.
@@ -187,8 +193,7 @@ impl Sequence {
             computed: 0,
             named: 0,
             generated: 0,
-            prefill_only,
-            all_logits,
+            asked: Asked { prefill_only, all_logits },
             transferred: false,
             started: false,
             lost: 0,
@@ -222,7 +227,7 @@ impl Sequence {
 
     /// Whether its blocks may go to others: not while anyone outside reads or writes them.
     pub(crate) fn is_preemptible(&self) -> bool {
-        self.phase == Phase::Computing && !self.prefill_only
+        self.phase == Phase::Computing && !self.asked.prefill_only
     }
 
     /// Tokens it may compute next. Where each gives a row of logits, those are bounded too; rows that were given before it
@@ -230,7 +235,7 @@ impl Sequence {
     pub(crate) fn most(&self, budget: &Budget) -> usize {
         if self.wants_rows() {
             budget.tokens.min(budget.prompt_rows)
-        } else if self.all_logits && self.computed < self.lost {
+        } else if self.asked.all_logits && self.computed < self.lost {
             budget.tokens.min(self.lost - self.computed)
         } else {
             budget.tokens
@@ -239,7 +244,7 @@ impl Sequence {
 
     /// Each token that it computes next gives a row of logits.
     fn wants_rows(&self) -> bool {
-        self.all_logits && (self.lost..self.prompt_tokens).contains(&self.computed)
+        self.asked.all_logits && (self.lost..self.prompt_tokens).contains(&self.computed)
     }
 
     /// The tokens that come next, as many as the budget has room for.
@@ -287,7 +292,7 @@ impl Sequence {
     fn go_on(&mut self, token: u32, stop: bool) -> Option<Ended> {
         let ended = if stop {
             Some(Ended::Stop)
-        } else if self.prefill_only || self.prompt_tokens + self.generated >= self.positions {
+        } else if self.asked.prefill_only || self.prompt_tokens + self.generated >= self.positions {
             Some(Ended::Length)
         } else {
             None

@@ -22,6 +22,7 @@ async fn refused(running: &Running, path: &str, more: &Value) -> (Value, String)
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "tables of values")]
 async fn bad_values_are_refused_by_name() {
     let worker = leader(says("yes")).start().await;
     let running = gateway(&[&worker.address]).await;

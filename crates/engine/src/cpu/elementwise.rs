@@ -108,25 +108,9 @@ impl Kernel for SiluGate<'_> {
     }
 }
 
-/// `e^x` within 2 units in the last place; below -87 it is 1e-38, above 88 it is 2e38. Source: the reduction and polynomial
-/// of `expf` in Cephes (Moshier, 1989). Its own, so that it is vectorized and does not change with the C library.
 #[inline(always)]
 pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
-    // Adding it rounds to a whole number, to nearest even, which then stands in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 355.0 / 512.0;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.clamp(-87.0, 88.0);
-    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, ROUND);
-    let power = shifted - ROUND;
-    let x = A::mul_add(power, -LN2_LOW, A::mul_add(power, -LN2_HIGH, x));
-    let mut sum = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        sum = A::mul_add(sum, x, coefficient);
-    }
-    let fraction = A::mul_add(sum, x * x, x) + 1.0;
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
-    fraction * f32::from_bits(exponent << 23)
+    crate::exp::exp(x, A::mul_add)
 }
 
 /// The largest magnitude; NaN counts as none.

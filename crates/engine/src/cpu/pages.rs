@@ -384,9 +384,10 @@ mod tests {
             let target = pages.read(2, 5, 2..4, 3).unwrap();
             for (row, (target, source)) in target.bytes.chunks(8).zip(source.bytes.chunks(8)).enumerate() {
                 // Keys of two heads, then their values.
-                match row % 3 < rows {
-                    true => assert_eq!(target, source, "row {row}"),
-                    false => assert!(row < 6 || target.iter().all(|byte| *byte == 0), "row {row}"),
+                if row % 3 < rows {
+                    assert_eq!(target, source, "row {row}");
+                } else {
+                    assert!(row < 6 || target.iter().all(|byte| *byte == 0), "row {row}");
                 }
             }
             assert_eq!(pages.read(2, 4, 2..4, 1), pages.read(0, 4, 2..4, 1));

@@ -92,7 +92,7 @@ fn a_model_without_massive_activations_keeps_its_ends_alone() {
             // Three bits of mantissa: one rounding is off by up to 1/16, and by less in the mean; a large one counts most.
             let error = linear.error.unwrap();
             assert!((0.005..0.06).contains(&error), "{name}: {error}");
-            assert_eq!(linear.clipped, 0.0);
+            assert!(linear.clipped <= 0.0, "{name}");
             assert!(linear.median_token_amax <= linear.activation_amax);
         }
     }
@@ -123,7 +123,7 @@ fn a_massive_activation_keeps_its_layer() {
     let raised = calibrated(model.path(), FBGEMM, &by_hand).unwrap();
     let Some(Bound { value, reason: BoundReason::Raised }) = raised.choice.bound else { panic!("{raised}") };
     assert!(value >= *amax, "{value}");
-    assert_eq!(raised.layers[2].linears[2].clipped, 0.0);
+    assert!(raised.layers[2].linears[2].clipped <= 0.0);
     let by_hand = ByHand { bound: Some(300.0), ..by_hand };
     let bound = calibrated(model.path(), FBGEMM, &by_hand).unwrap();
     assert_eq!(bound.choice.bound, Some(Bound { value: 300.0, reason: BoundReason::ByHand }));

@@ -81,12 +81,14 @@ async fn answer(engine: &Engine, sampling: Sampling) -> (Vec<u32>, FinishReason)
     (ids(&tokens), reason)
 }
 
+type Matches<'a> = &'a dyn Fn(&str) -> bool;
+
 #[tokio::test]
 async fn whatever_the_model_says_the_answer_matches() {
     let engine = fake();
     let whole = regex::Regex::new("^[a-f]{2,4}(-[0-9]{2})?$").unwrap();
     for seed in 0..12 {
-        let cases: [(Grammar, &dyn Fn(&str) -> bool); 4] = [
+        let cases: [(Grammar, Matches<'_>); 4] = [
             (schema(&person()), &is_person),
             (lark(ARITHMETIC), &is_arithmetic),
             (regex("[a-f]{2,4}(-[0-9]{2})?"), &|text| whole.is_match(text)),

@@ -43,7 +43,7 @@ fn at_random(seed: u64) -> impl FnMut(&[u32], bool) -> Option<u32> {
     move |allowed, can_end| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let number = (state >> 33) as usize;
-        (!can_end || number % 4 > 0).then(|| allowed[(number / 4) % allowed.len()])
+        (!can_end || !number.is_multiple_of(4)).then(|| allowed[(number / 4) % allowed.len()])
     }
 }
 

@@ -82,7 +82,7 @@ impl Scheduler {
     fn find(&self, sequence: &Sequence) -> Option<Found> {
         let Limits { block_tokens, prefix_cache, .. } = self.limits;
         let none = Found { blocks: Vec::new(), tail: None };
-        if !prefix_cache || sequence.phase == Phase::Reserved || sequence.all_logits {
+        if !prefix_cache || sequence.phase == Phase::Reserved || sequence.asked.all_logits {
             return Some(none);
         }
         let last = sequence.tokens.len() - 1;
@@ -142,7 +142,7 @@ impl Scheduler {
     fn growing(&self) -> usize {
         let most = |positions| self.limits.blocks(positions);
         let grows = |sequence: &&Sequence| {
-            let generates = !sequence.prefill_only && sequence.phase != Phase::Held;
+            let generates = !sequence.asked.prefill_only && sequence.phase != Phase::Held;
             generates && sequence.blocks.len() < most(sequence.positions)
         };
         self.sequences.values().filter(grows).count()

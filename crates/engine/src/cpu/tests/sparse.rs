@@ -2,6 +2,7 @@
 //! plan, and each rank's bytes are those that another program reckoned; of one layer a rank reads its slices.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -60,7 +61,7 @@ impl Published {
             let shape: Vec<_> = tensor.shape.iter().map(ToString::to_string).collect();
             let (name, format, bytes) = (&tensor.name, tensor.format, tensor.bytes());
             let file = self.file_name(*file);
-            list.push_str(&format!("{name}\t{format}\t{}\t{bytes}\t{file}\n", shape.join("x")));
+            let _ = writeln!(list, "{name}\t{format}\t{}\t{bytes}\t{file}", shape.join("x"));
         }
         list
     }

@@ -6,7 +6,6 @@ mod seeds;
 
 use herd_engine::readers;
 use herd_model::ModelConfig;
-use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, TextModel};
 
 /// A reader to be fuzzed.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +16,8 @@ pub struct Target {
     pub run: fn(&[u8]),
     /// Bytes to begin with, valid ones among them.
     pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Makes up for what most changes break first, so that others are reached.
+    pub repair: fn(&mut [u8]),
     /// Whether a seed is valid.
     pub reads: fn(&[u8]) -> bool,
     /// That may be allocated at once, whatever the bytes.
@@ -26,11 +27,12 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 3] = [
     Target {
         name: "safetensors",
         run: |bytes| drop(readers::safetensors(bytes)),
         seeds: seeds::safetensors,
+        repair: header_length,
         reads: |bytes| readers::safetensors(bytes).is_ok(),
         fixed_bytes: 1 << 16,
         bytes_per_byte: 64,
@@ -39,6 +41,7 @@ pub const TARGETS: [Target; 4] = [
         name: "gguf",
         run: |bytes| drop(readers::gguf(bytes)),
         seeds: seeds::gguf,
+        repair: |_| (),
         reads: |bytes| readers::gguf(bytes).is_ok(),
         fixed_bytes: 1 << 18,
         bytes_per_byte: 64,
@@ -47,32 +50,24 @@ pub const TARGETS: [Target; 4] = [
         name: "config",
         run: config,
         seeds: seeds::config,
+        repair: |_| (),
         reads: |bytes| ModelConfig::from_json(bytes, None).is_ok(),
         // Patterns of modules are compiled.
         fixed_bytes: 16 << 20,
         bytes_per_byte: 64,
     },
-    Target {
-        name: "bundle",
-        run: |bytes| drop(bundle(bytes)),
-        seeds: seeds::bundle,
-        reads: |bytes| bundle(bytes).is_some(),
-        // Pre-tokenizers are compiled.
-        fixed_bytes: 16 << 20,
-        bytes_per_byte: 256,
-    },
 ];
+
+/// The header of a safetensors file ends with its last brace.
+fn header_length(bytes: &mut [u8]) {
+    let end = bytes.iter().rposition(|byte| *byte == b'}');
+    if let (Some(end), Some(length)) = (end, bytes.first_chunk_mut()) {
+        *length = (end as u64).saturating_sub(7).to_le_bytes();
+    }
+}
 
 /// As `config.json`, and as the `generation_config.json` beside a valid one.
 fn config(bytes: &[u8]) {
     drop(ModelConfig::from_json(bytes, None));
     drop(ModelConfig::from_json(seeds::CONFIG, Some(bytes)));
-}
-
-/// The first byte says which file of a small model the others take the place of.
-fn bundle(bytes: &[u8]) -> Option<TextModel> {
-    let (which, content) = bytes.split_first()?;
-    let mut files: BundleFiles = seeds::bundle_files().into_iter().collect();
-    files.insert(BUNDLE_FILE_NAMES[usize::from(*which) % BUNDLE_FILE_NAMES.len()], content);
-    TextModel::from_files(&files).ok()
 }

@@ -1,6 +1,5 @@
 //! Small valid files, and a few that are wrong in a way of their own.
 
-use herd_text::BUNDLE_FILE_NAMES;
 use serde_json::{Value, json};
 
 /// Of a model of the tests, so that all there is in one is there.
@@ -77,6 +76,7 @@ pub(crate) fn gguf() -> Vec<Vec<u8>> {
         ("tokenizer.ggml.tokens", list(8, 4, tokens.iter().flat_map(|token| string(token)).collect())),
         ("tokenizer.ggml.token_type", list(5, 4, types.iter().flat_map(|kind| kind.to_le_bytes()).collect())),
         ("tokenizer.ggml.merges", list(8, 1, string("a b"))),
+        ("tokenizer.ggml.bos_token_id", number(3)),
         ("tokenizer.ggml.eos_token_id", number(3)),
     ];
     // Row length first, as GGUF has it.
@@ -116,36 +116,4 @@ pub(crate) fn gguf() -> Vec<Vec<u8>> {
     // All ones: factors of RoPE that scale nothing.
     bytes.extend(1_f32.to_le_bytes().repeat(end as usize / 4));
     vec![bytes, b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff".to_vec()]
-}
-
-/// The files of a model of four tokens.
-pub(crate) fn bundle_files() -> [(&'static str, Vec<u8>); 5] {
-    let tokenizer = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": [{"id": 3, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true}],
-        "normalizer": null,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-        "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-            "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
-    });
-    let config = json!({"eos_token": "<|end|>", "add_bos_token": false});
-    let template = "{% for message in messages %}{{ message.content }}<|end|>{% endfor %}";
-    let [first, second, third, fourth, fifth] = BUNDLE_FILE_NAMES;
-    [
-        (first, tokenizer.to_string().into_bytes()),
-        (second, config.to_string().into_bytes()),
-        (third, template.as_bytes().to_vec()),
-        (fourth, br#"{"eos_token_id": [3]}"#.to_vec()),
-        (fifth, br#"{"vocab_size": 4, "eos_token_id": 3}"#.to_vec()),
-    ]
-}
-
-pub(crate) fn bundle() -> Vec<Vec<u8>> {
-    (0_u8..).zip(bundle_files()).map(|(which, (_, content))| [&[which][..], &content].concat()).collect()
 }

@@ -118,7 +118,7 @@ fn replace_number(bytes: &mut Vec<u8>, from: usize, random: &mut Random) {
 /// One test, so that nothing else allocates.
 #[test]
 fn mutated_files_are_read_or_refused() {
-    for Target { name, run, seeds, reads, fixed_bytes, bytes_per_byte } in TARGETS {
+    for Target { name, run, seeds, repair, reads, fixed_bytes, bytes_per_byte } in TARGETS {
         let seeds = seeds();
         assert!(reads(&seeds[0]), "{name}: the first seed is not read");
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
@@ -128,7 +128,11 @@ fn mutated_files_are_read_or_refused() {
                 seeds[case].clone()
             } else {
                 let (seed, other) = (random.below(seeds.len()), random.below(seeds.len()));
-                mutate(&seeds[seed], &seeds[other], &mut random)
+                let mut bytes = mutate(&seeds[seed], &seeds[other], &mut random);
+                if random.below(2) == 0 {
+                    repair(&mut bytes);
+                }
+                bytes
             };
             let before = NOW.load(Ordering::Relaxed);
             MOST.store(before, Ordering::Relaxed);

@@ -10,10 +10,10 @@ use rayon::prelude::*;
 
 use super::elementwise::{RoundToBf16, add_lanes, exp};
 use super::isa::{Arithmetic, Isa, Kernel, LANES};
+use super::memory::Aligned;
 use super::packed::padded;
 use super::pages::{KvElement, KvRows, Slab};
 use super::product::Out;
-use super::stored::Aligned;
 
 /// Multiplications below which threads cost more than they save.
 const PARALLEL_FROM: usize = 1 << 16;

@@ -7,8 +7,8 @@ use herd_model::Dtype;
 use super::e4m3;
 use super::elementwise::{Largest, RoundToBf16, RoundToE4m3, for_rows, rounded_to_bf16};
 use super::isa::{Arithmetic, Isa, Kernel, LANES};
+use super::memory::{Aligned, Number};
 use super::packed::{Packed, Rows, padded};
-use super::stored::Aligned;
 use crate::clipped::RowsClipped;
 use crate::collective::{Collective, CollectiveError};
 
@@ -315,7 +315,7 @@ impl Input<'_> {
 }
 
 /// Has `make` fill each row, unless they are there already. What is beside the inputs is zero.
-fn make_rows<T: Copy + Default + Send>(
+fn make_rows<T: Number>(
     rows: &mut Aligned<T>,
     count: usize,
     inputs: usize,

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::e4m3;
 use super::linear::{Part, PartFormat, Projection};
+use super::memory::Arena;
 use super::packed::{Format, Packer};
 use super::rank::{LayerWeights, OutputWeights, Weights};
 use crate::checkpoint::{Checkpoint, CheckpointError, Stored, Tensor};
@@ -28,6 +29,8 @@ pub(super) struct Loader<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) shard: &'a RankShard,
     pub(super) clipped: &'a RowsClipped,
+    /// Of the packed weights.
+    pub(super) arena: &'a Arena,
 }
 
 /// Outputs and inputs of a weight that a rank holds.
@@ -123,7 +126,10 @@ impl Loader<'_> {
     fn vocabulary(&self, name: &str) -> Result<Part, CheckpointError> {
         let &ModelConfig { vocab_size, hidden_size, .. } = self.config();
         let weight = self.checkpoint.tensor(name, &PLAIN, &[vocab_size, hidden_size])?;
-        pack(&[Slice { weight, scales: None, rows: self.shard.vocab.clone(), columns: 0..hidden_size }])
+        pack(
+            &[Slice { weight, scales: None, rows: self.shard.vocab.clone(), columns: 0..hidden_size }],
+            self.arena,
+        )
     }
 
     /// Linears of the same input. Neighbours that are stored alike become one.
@@ -145,15 +151,15 @@ impl Loader<'_> {
             .map(|(linear, names)| self.linear(layer, *linear, names))
             .collect::<Result<Vec<_>, _>>()?;
         let mut alike = slices.chunk_by(Slice::is_like);
-        let first = pack(alike.next().unwrap_or_default())?;
-        let others = alike.map(pack).collect::<Result<_, _>>()?;
+        let first = pack(alike.next().unwrap_or_default(), self.arena)?;
+        let others = alike.map(|slices| pack(slices, self.arena)).collect::<Result<_, _>>()?;
         Ok(Projection::new(first, others, self.clipped.clone()))
     }
 
     /// A linear that is not quantized, as it is stored.
     pub(super) fn plain(&self, layer: usize, linear: Linear) -> Result<Projection, CheckpointError> {
         let name = format!("{}.weight", linear.module(layer));
-        let part = pack(&[self.plain_slice(linear, &name)?])?;
+        let part = pack(&[self.plain_slice(linear, &name)?], &Arena::default())?;
         Ok(Projection::new(part, vec![], self.clipped.clone()))
     }
 
@@ -166,7 +172,7 @@ impl Loader<'_> {
         let name = format!("{}.weight", linear.module(layer));
         let slice = self.plain_slice(linear, &name)?;
         let inputs = slice.columns.len();
-        let mut packer = Packer::new(slice.rows.len(), inputs, Format::E4m3);
+        let mut packer = Packer::new(slice.rows.len(), inputs, Format::E4m3, &Arena::default());
         let (mut scales, mut codes) = (Vec::with_capacity(slice.rows.len()), vec![0; inputs]);
         slice.for_each_row(|row| {
             let Some(scale) = quantize_row(slice.weight.dtype(), row, &mut codes) else {
@@ -219,7 +225,7 @@ impl Loader<'_> {
 }
 
 /// Packs slices of one stored format and the same columns, one after the other.
-fn pack(slices: &[Slice<'_>]) -> Result<Part, CheckpointError> {
+fn pack(slices: &[Slice<'_>], arena: &Arena) -> Result<Part, CheckpointError> {
     let outputs = slices.iter().map(|slice| slice.rows.len()).sum();
     let inputs = slices.first().map_or(0, |slice| slice.columns.len());
     let stored = slices.first().map_or(Stored::BF16, |slice| slice.weight.dtype());
@@ -228,7 +234,7 @@ fn pack(slices: &[Slice<'_>]) -> Result<Part, CheckpointError> {
         Stored::F16 | Stored::F32 => Format::F32,
         _ => Format::Bf16,
     };
-    let mut packer = Packer::new(outputs, inputs, format);
+    let mut packer = Packer::new(outputs, inputs, format, arena);
     let (mut output_scales, mut input_scale) = (Vec::new(), None);
     for slice in slices {
         slice.for_each_row(|row| {

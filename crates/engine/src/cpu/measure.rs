@@ -11,6 +11,7 @@ use super::batch::Batch;
 use super::isa::Isa;
 use super::linear::{LinearWork, Numerics, Projection};
 use super::load::{EMBEDDING, Loader, PLAIN, to_f32};
+use super::memory::Arena;
 use super::model::LoadError;
 use super::rank::{LayerWeights, Rank, Weights, Work};
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -92,7 +93,8 @@ pub(crate) fn measure(
             let start = Instant::now();
             let shard = RankShard { layers: layer..layer + 1, ..whole.clone() };
             let clipped = RowsClipped::default();
-            let loader = Loader { checkpoint, shard: &shard, clipped: &clipped };
+            let arena = Arena::default();
+            let loader = Loader { checkpoint, shard: &shard, clipped: &clipped, arena: &arena };
             let inputs = run_layer(&loader, numerics, blocks, &batches, &mut hidden)?;
             let seen = how.linears.iter().map(|linear| see(&loader, numerics, layer, *linear, &inputs));
             let linears = seen.collect::<Result<_, _>>()?;
@@ -129,7 +131,7 @@ fn run_layer(
     batches: &[Batch],
     hidden: &mut [Vec<f32>],
 ) -> Result<Inputs, MeasureError> {
-    let Loader { checkpoint, shard, clipped } = loader;
+    let Loader { checkpoint, shard, clipped, arena: _ } = loader;
     let mut weights = loader.layer(shard.layers.start)?;
     let LayerWeights { attention_norm: _, qkv, output, ffn_norm: _, gate_up, down } = &mut weights;
     for projection in [qkv, output, gate_up, down] {

@@ -12,6 +12,7 @@ mod isa;
 mod linear;
 mod load;
 mod measure;
+mod memory;
 mod model;
 mod packed;
 mod pages;

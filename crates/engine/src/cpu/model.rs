@@ -16,6 +16,7 @@ use super::batch::Batch;
 use super::isa::Isa;
 use super::linear::Numerics;
 use super::load::Loader;
+use super::memory::Arena;
 use super::pages::{PageLayout, Pages};
 use super::rank::{Kv, Rank, Weights, Work};
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -265,7 +266,8 @@ impl Rank {
         blocks: (usize, usize),
         clipped: RowsClipped,
     ) -> Result<Self, CheckpointError> {
-        let weights = Loader { checkpoint, shard, clipped: &clipped }.weights()?;
+        let arena = Arena::default();
+        let weights = Loader { checkpoint, shard, clipped: &clipped, arena: &arena }.weights()?;
         Ok(Self::new(checkpoint.config(), shard, numerics, blocks, clipped, weights))
     }
 

@@ -5,8 +5,9 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::isa::{Isa, LANES, PAIR};
+use super::memory::{Aligned, Arena};
 use super::product::{Bf16Product, Out, PairProduct, Panels};
-use super::stored::{Aligned, Stored};
+use super::stored::Stored;
 
 /// Inputs are stored in multiples of this, the last ones zero: as many as the widest instruction takes at once.
 const INPUTS: usize = 32;
@@ -59,12 +60,12 @@ pub(crate) struct Packer {
 }
 
 impl Packer {
-    pub(crate) fn new(outputs: usize, inputs: usize, format: Format) -> Self {
+    pub(crate) fn new(outputs: usize, inputs: usize, format: Format, arena: &Arena) -> Self {
         let numbers = outputs.div_ceil(LANES) * LANES * padded(inputs);
         let weights = match format {
-            Format::Bf16 => Weights::Bf16(Aligned::new(numbers)),
-            Format::F32 => Weights::F32(Aligned::new(numbers)),
-            Format::E4m3 => Weights::E4m3(Aligned::new(numbers)),
+            Format::Bf16 => Weights::Bf16(arena.take(numbers)),
+            Format::F32 => Weights::F32(arena.take(numbers)),
+            Format::E4m3 => Weights::E4m3(arena.take(numbers)),
         };
         Self { packed: Packed { outputs, inputs, weights }, next_output: 0 }
     }
@@ -242,6 +243,14 @@ impl Weight for u8 {
                 let pairs = at_once.min(weights.pairs - from);
                 for (panel, into) in (0..weights.count).zip(decoded.chunks_exact_mut(pairs * PAIR)) {
                     isa.widen_e4m3(weights.of(panel)[from..from + pairs].as_flattened(), into);
+                }
+                // While these are multiplied, those that are decoded next come from memory.
+                let next = from + pairs;
+                if next < weights.pairs {
+                    let pairs = next..weights.pairs.min(next + at_once);
+                    for panel in 0..weights.count {
+                        isa.fetch(weights.of(panel)[pairs.clone()].as_flattened());
+                    }
                 }
                 isa.multiply_bf16(Bf16Product {
                     rows: &rows[2 * from..],

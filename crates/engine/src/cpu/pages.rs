@@ -9,9 +9,10 @@ use half::bf16;
 use herd_model::BLOCK_TOKENS;
 
 use super::isa::{Isa, LANES, PAIR};
+use super::memory::{Aligned, Arena};
 use super::packed::padded;
 use super::product::{Bf16Product, Out, PairProduct, Panels};
-use super::stored::{Aligned, Stored};
+use super::stored::Stored;
 use crate::{KvError, KvSlab, KvStore};
 
 /// A number of the cache.
@@ -217,7 +218,8 @@ impl<T: KvElement> Pages<T> {
     pub(crate) fn new(layout: PageLayout) -> Self {
         let numbers = 2 * layout.heads.len() * layout.head();
         let slabs = (layout.blocks + layout.host_blocks) * layout.layers.len();
-        let slabs = (0..slabs).map(|_| RwLock::new(Aligned::new(numbers)));
+        let arena = Arena::default();
+        let slabs = (0..slabs).map(|_| RwLock::new(arena.take(numbers)));
         Self { slabs: slabs.collect(), layout }
     }
 

@@ -4,8 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::isa::{Isa, LANES, PAIR};
+use super::memory::Aligned;
 use super::product::{Bf16Product, Out, PairProduct, Panels};
-use super::stored::Aligned;
 
 const ROWS: usize = 32;
 const INPUTS: usize = 256;

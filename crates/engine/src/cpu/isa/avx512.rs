@@ -82,6 +82,14 @@ fn bf16(pairs: &[u16; PAIR]) -> intel::__m512bh {
     unsafe { std::mem::transmute(intel::_mm512_loadu_si512(pairs.as_ptr().cast())) }
 }
 
+pub(super) fn fetch(bytes: &[u8]) {
+    const LINE: usize = 64;
+    for line in bytes.chunks(LINE) {
+        // SAFETY: a hint, of every x86-64 CPU, about memory that is there.
+        unsafe { intel::_mm_prefetch::<{ intel::_MM_HINT_T0 }>(line.as_ptr().cast()) };
+    }
+}
+
 /// # Safety
 /// [`is_here`].
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]

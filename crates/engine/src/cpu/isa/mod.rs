@@ -177,6 +177,14 @@ impl Isa {
         }
     }
 
+    /// Asks for memory that is read soon.
+    pub(crate) fn fetch(self, bytes: &[u8]) {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(self.0, Level::Avx512 | Level::Amx) {
+            avx512::fetch(bytes);
+        }
+    }
+
     /// Decodes e4m3 codes, none of them NaN, to bits of bf16; for levels that have bf16 products.
     pub(crate) fn widen_e4m3(self, codes: &[u8], into: &mut [u16]) {
         #[cfg(target_arch = "x86_64")]

@@ -4,10 +4,11 @@ use proptest::prelude::*;
 
 use super::largest_difference;
 use crate::cpu::isa::{Isa, LANES};
+use crate::cpu::memory::Arena;
 use crate::cpu::packed::{Format, Packed, Packer, Rows, padded};
 
 fn packed(outputs: usize, inputs: usize, format: Format, seed: u64) -> (Packed, Vec<f32>) {
-    let mut packer = Packer::new(outputs, inputs, format);
+    let mut packer = Packer::new(outputs, inputs, format, &Arena::default());
     let mut plain = Vec::new();
     for output in 0..outputs {
         let values: Vec<f32> =

@@ -10,6 +10,7 @@ use crate::cpu::e4m3;
 use crate::cpu::elementwise::rms_norm;
 use crate::cpu::isa::Isa;
 use crate::cpu::linear::{LinearWork, Numerics, Part, PartFormat, Projection, activation_scale};
+use crate::cpu::memory::Arena;
 use crate::cpu::packed::{Format, Packer};
 
 #[test]
@@ -52,7 +53,7 @@ fn fp8_linear_has_the_references_scales_codes_and_products() {
             assert_eq!(own, codes, "{rule}");
         }
 
-        let mut packer = Packer::new(48, 256, Format::E4m3);
+        let mut packer = Packer::new(48, 256, Format::E4m3, &Arena::default());
         weights.chunks_exact(256).for_each(|row| packer.push(row));
         let format = PartFormat::Fp8 { scales: golden.f32("linear/weight_scale"), input_scale: None };
         let clipped = RowsClipped::default();
@@ -87,7 +88,7 @@ fn stored_input_scales_are_those_of_their_own_linear() {
     // Two linears of the same input: scales of the weight, and of the input. The second clips.
     let linears = [(0.5, 0.25), (2.0, 1.0 / 512.0)];
     let mut parts = linears.map(|(weight_scale, input_scale)| {
-        let mut packer = Packer::new(48, 256, Format::E4m3);
+        let mut packer = Packer::new(48, 256, Format::E4m3, &Arena::default());
         codes.chunks_exact(256).for_each(|row| packer.push(row));
         let format = PartFormat::Fp8 { scales: vec![weight_scale; 48], input_scale: Some(input_scale) };
         Part { packed: packer.finish(), format }

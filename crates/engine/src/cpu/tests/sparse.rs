@@ -15,6 +15,7 @@ use super::fixture;
 use crate::checkpoint::Checkpoint;
 use crate::clipped::RowsClipped;
 use crate::cpu::load::Loader;
+use crate::cpu::memory::Arena;
 
 /// Where Hugging Face starts another file.
 const FILE_BYTES: u64 = 5_000_000_000;
@@ -237,7 +238,8 @@ fn read_layer(checkpoint: &Checkpoint, sparse: &Sparse, published: &Published, p
         }
     }
     let clipped = RowsClipped::default();
-    let loader = Loader { checkpoint, shard, clipped: &clipped };
+    let arena = Arena::default();
+    let loader = Loader { checkpoint, shard, clipped: &clipped, arena: &arena };
     let mut bytes = 0;
     for linears in [
         &[Linear::Query, Linear::Key, Linear::Value][..],

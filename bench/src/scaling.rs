@@ -102,6 +102,7 @@ fn deployment() -> Value {
             "worker": {"env": [
                 {"name": "HERD_KV_MEMORY", "value": "256MiB"},
                 {"name": "HERD_MAX_SEQUENCES", "value": SEQUENCES.to_string()},
+                {"name": "HERD_PREFIX_CACHE", "value": "false"},
             ]},
         },
     })

@@ -26,10 +26,12 @@ type Golden = (GenerateRequest, Answer);
 fn deployment() -> Value {
     let mut object = apart(NAME);
     object["spec"]["autoscaling"] = json!({"mode": "SLO"});
-    object["spec"]["slo"] = json!({"timeToFirstToken": "5s", "interTokenLatency": "500ms"});
+    object["spec"]["slo"] = json!({"timeToFirstToken": "1s", "interTokenLatency": "500ms"});
     object["spec"]["worker"] = json!({"env": [
         {"name": "HERD_KV_MEMORY", "value": "256MiB"},
         {"name": "HERD_MAX_SEQUENCES", "value": MAX_SEQUENCES.to_string()},
+        // The same prompts come again and again, and each is to be a load.
+        {"name": "HERD_PREFIX_CACHE", "value": "false"},
     ]});
     object
 }

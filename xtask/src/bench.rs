@@ -24,7 +24,11 @@ pub(crate) enum BenchCommand {
     },
     /// The engine against llama.cpp, which is built once (cmake, a C++ compiler; 6 minutes on two cores): prefill, decode,
     /// memory, loading; ends with the goals that are met, and fails when one is not
-    Engine,
+    Engine {
+        /// Turns of each, of which the median counts
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
 }
 
 /// What can be measured alone.
@@ -44,7 +48,7 @@ const WORD: &str = "bm";
 pub(crate) fn run(paths: &Paths, bench: BenchCommand) -> Result<ExitCode> {
     let (parts, name) = match bench {
         BenchCommand::Fleet { parts, name } => (parts, name),
-        BenchCommand::Engine => return engine(paths),
+        BenchCommand::Engine { rounds } => return engine(paths, rounds),
     };
     let parts = if parts.is_empty() { Part::value_variants().to_vec() } else { parts };
     let (clusters, alone): (Vec<Part>, Vec<Part>) =
@@ -70,7 +74,7 @@ pub(crate) fn run(paths: &Paths, bench: BenchCommand) -> Result<ExitCode> {
 }
 
 /// Makes what the engine's bench needs, and runs it.
-fn engine(paths: &Paths) -> Result<ExitCode> {
+fn engine(paths: &Paths, rounds: usize) -> Result<ExitCode> {
     let program = progress::step("programs", |activity| binaries::bench(paths, activity))?;
     models::make(paths)?;
     let peer = progress::step("llama.cpp", |activity| llama_cpp::build(paths, activity))?;
@@ -107,6 +111,7 @@ fn engine(paths: &Paths) -> Result<ExitCode> {
     let [q8_0, f16] = peer.models(paths)?;
     let status = Command::new(&program)
         .arg("engine")
+        .args(["--rounds", &rounds.to_string()])
         .arg("--fbgemm")
         .arg(paths.models.join(models::FP8))
         .arg("--all-fp8")

@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use herd_engine::Isa;
+use memmap2::{Advice, MmapMut};
 
 /// Of each measurement the best of so many counts: a bound is what the machine can do, not what it does on the average.
 const TRIES: usize = 5;
@@ -20,24 +21,29 @@ pub(super) struct Machine {
     pub(super) multiply_adds: f64,
 }
 
-pub(super) fn measure(isa: Isa, threads: usize) -> Machine {
-    let memory = vec![1_u64; BYTES / size_of::<u64>()];
-    let part = memory.len().div_ceil(threads);
-    let parts: Vec<&[u64]> = memory.chunks(part).collect();
+pub(super) fn measure(isa: Isa, threads: usize) -> std::io::Result<Machine> {
+    // In large pages where the system has them: with small ones it would be their translation that is measured.
+    let mut memory = MmapMut::map_anon(BYTES)?;
+    memory.advise(Advice::HugePage)?;
+    memory.fill(1);
+    let words = memory.as_chunks().0;
+    let parts: Vec<&[[u8; 8]]> = words.chunks(words.len().div_ceil(threads)).collect();
     let read = best(|| {
         std::thread::scope(|scope| {
             for part in &parts {
                 scope.spawn(|| {
-                    std::hint::black_box(part.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word)))
+                    std::hint::black_box(
+                        part.iter().fold(0, |sum: u64, word| sum.wrapping_add(u64::from_le_bytes(*word))),
+                    )
                 });
             }
         });
     });
-    Machine {
+    Ok(Machine {
         memory: BYTES as f64 / read,
         page_cache: page_cache(threads).unwrap_or(f64::NAN),
         multiply_adds: herd_engine::peak_multiply_adds(isa, threads, Duration::from_millis(300)),
-    }
+    })
 }
 
 fn best(mut work: impl FnMut()) -> f64 {

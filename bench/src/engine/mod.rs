@@ -19,8 +19,6 @@ pub(crate) use self::turn::{TurnArgs, run as run_turn};
 
 use crate::measure::Samples;
 
-const ROUNDS: usize = 3;
-
 /// What is measured of each format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Work {
@@ -84,6 +82,9 @@ pub(crate) struct EngineArgs {
     /// `SmolLM2` for it, in F16.
     #[arg(long)]
     f16: PathBuf,
+    /// Turns of each, of which the median counts.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
     /// Where the figures go, as JSON.
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -91,10 +92,11 @@ pub(crate) struct EngineArgs {
 
 /// Whether every goal is met.
 pub(crate) fn run(arguments: &EngineArgs) -> Result<(Value, bool)> {
-    let EngineArgs { fbgemm, all_fp8, large, peer, q8_0, f16, out: _ } = arguments;
+    let EngineArgs { fbgemm, all_fp8, large, peer, q8_0, f16, rounds, out: _ } = arguments;
+    let rounds = (*rounds).max(1);
     let threads = std::thread::available_parallelism()?.get();
     let isa = herd_engine::Isa::detect();
-    let machine = machine::measure(isa, threads);
+    let machine = machine::measure(isa, threads)?;
     println!(
         "{threads} threads, {isa}: memory {:.1} GB/s, page cache {:.1} GB/s, products {:.0} billion multiply-adds/s",
         machine.memory / 1e9,
@@ -109,7 +111,7 @@ pub(crate) fn run(arguments: &EngineArgs) -> Result<(Value, bool)> {
     ];
     let mut rates: Vec<[Samples; WORKS.len()]> = vec![Default::default(); formats.len()];
     let mut peaks: Vec<Samples> = vec![Samples::default(); formats.len()];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for (format, (name, turn)) in formats.iter().enumerate() {
             let Turn { rates: measured, peak_bytes } = turn().with_context(|| (*name).to_owned())?;
             for (samples, rate) in rates[format].iter_mut().zip(measured) {
@@ -153,12 +155,12 @@ pub(crate) fn run(arguments: &EngineArgs) -> Result<(Value, bool)> {
         memory.push(json!({"format": name, "weight_bytes": bytes, "allowed_tokens_s": allowed,
             "share_of_allowed": share, "peak_bytes": peaks[format].median(), "peak_ratio": peak}));
     }
-    let load = load(fbgemm, threads, machine.page_cache)?;
+    let load = load(fbgemm, threads, machine.page_cache, rounds)?;
     goals.at_least("loading of fbgemm_fp8 to reads of the page cache", load.ratio, 0.9);
     let large = self::large(large, threads)?;
     println!("{}", goals.line());
     let figures = json!({
-        "threads": threads, "isa": isa.to_string(),
+        "threads": threads, "isa": isa.to_string(), "rounds": rounds,
         "memory_bytes_s": machine.memory, "page_cache_bytes_s": machine.page_cache,
         "multiply_adds_s": machine.multiply_adds,
         "smollm2": figures, "memory": memory,
@@ -248,9 +250,9 @@ struct Load {
 }
 
 /// How fast weights are read, packed and ready, with their files in the page cache.
-fn load(model: &Path, threads: usize, page_cache: f64) -> Result<Load> {
+fn load(model: &Path, threads: usize, page_cache: f64, rounds: usize) -> Result<Load> {
     let (mut rates, mut first) = (Samples::default(), Samples::default());
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let own = own_turn(model, threads, &[])?;
         rates.add(own.bytes_read / own.load_s);
         first.add(own.first_token_s);

@@ -31,8 +31,9 @@ pub enum SampleError {
 /// Draws the token at `position` from a row of logits.
 ///
 /// The logits are shaped first, see [`Shaping`]; of what has come before `history` tells, where the penalties ask. Tokens that
-/// are not `allowed` are left out then. Temperature divides them, `top_k` and `min_p` leave the most likely tokens, and of these `top_p` the smallest set of most likely ones
-/// whose probability reaches it, equal ones by rising id. Log probabilities are of the logits as they are, before all of it.
+/// are not `allowed` are left out then. Temperature divides them, `top_k` and `min_p` leave the most likely tokens, and of
+/// these `top_p` the smallest set of most likely ones whose probability reaches it, equal ones by rising id. Log probabilities
+/// are of the logits as they are, before all of it.
 pub fn sample(
     logits: &[f32],
     sampling: &Sampling,

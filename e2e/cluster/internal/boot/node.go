@@ -40,9 +40,10 @@ func startNode(table *supervise.Table, of instance.Instance, k int) (*supervise.
 	if err != nil {
 		return nil, err
 	}
-	// The link of an earlier run goes with its namespace, but not at once.
-	if _, err := net.InterfaceByName(node); err == nil {
-		if err := table.Run(ip("link del %s", node)...); err != nil {
+	// The link of an earlier run goes with its namespace, but not at once: it
+	// may do so before it is removed here.
+	if host.LinkExists(node) {
+		if err := table.Run(ip("link del %s", node)...); err != nil && host.LinkExists(node) {
 			return nil, err
 		}
 	}

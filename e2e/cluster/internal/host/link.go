@@ -34,16 +34,17 @@ func withStderr(err error) error {
 // RemoveLink removes a network interface, with its peer, addresses and
 // routes, where there is one.
 func RemoveLink(name string) error {
-	if !linkExists(name) {
+	if !LinkExists(name) {
 		return nil
 	}
-	if err := IP("link del " + name); err != nil && linkExists(name) {
+	if err := IP("link del " + name); err != nil && LinkExists(name) {
 		return err
 	}
 	return nil
 }
 
-func linkExists(name string) bool {
+// LinkExists says whether there is a network interface of this name.
+func LinkExists(name string) bool {
 	_, err := net.InterfaceByName(name)
 	return err == nil
 }

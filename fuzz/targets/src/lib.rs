@@ -1,7 +1,8 @@
-//! Fuzz targets: readers of files that come from outside, as functions over bytes, each with seeds. Whatever the bytes, they
+//! Fuzz targets: readers of files and requests that come from outside, as functions over bytes, each with seeds. Whatever the bytes, they
 //! return; they do not panic, and allocate no more than the bytes warrant. `tests/bounded.rs` runs a fixed number of mutated
 //! seeds, the crate above this one runs them for as long as one likes.
 
+mod grammar;
 mod seeds;
 
 use herd_engine::readers;
@@ -27,7 +28,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 4] = [
     Target {
         name: "safetensors",
         run: |bytes| drop(readers::safetensors(bytes)),
@@ -55,6 +56,16 @@ pub const TARGETS: [Target; 3] = [
         // Patterns of modules are compiled.
         fixed_bytes: 16 << 20,
         bytes_per_byte: 64,
+    },
+    Target {
+        name: "grammar",
+        run: |bytes| _ = grammar::follow(bytes),
+        seeds: seeds::grammar,
+        repair: |_| (),
+        reads: grammar::follow,
+        // What its limits let a parser have.
+        fixed_bytes: 8 << 20,
+        bytes_per_byte: 1 << 12,
     },
 ];
 

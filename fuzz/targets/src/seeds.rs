@@ -1,10 +1,12 @@
-//! Small valid files, and a few that are wrong in a way of their own.
+//! Small valid files and grammars, and a few that are wrong in a way of their own.
 
 use serde_json::{Value, json};
 
 /// Of a model of the tests, so that all there is in one is there.
 pub(crate) const CONFIG: &[u8] =
     include_bytes!("../../../fixtures/tiny-llama31/tiny-llama31-bf16/config.json");
+pub(crate) const TOKENIZER: &[u8] =
+    include_bytes!("../../../fixtures/tiny-llama31/tiny-llama31-bf16/tokenizer.json");
 const FBGEMM: &[u8] = include_bytes!("../../../fixtures/tiny-llama31/tiny-llama31-fbgemm-fp8/config.json");
 const COMPRESSED: &[u8] =
     include_bytes!("../../../fixtures/tiny-llama31/tiny-llama31-compressed-tensors-fp8/config.json");
@@ -21,6 +23,36 @@ pub(crate) fn config() -> Vec<Vec<u8>> {
         patterns.into_bytes(),
         sparse.as_bytes().to_vec(),
         br#"{"bos_token_id": 1, "eos_token_id": [1, 2]}"#.to_vec(),
+    ]
+}
+
+pub(crate) fn grammar() -> Vec<Vec<u8>> {
+    let lark = r#"l
+start: sum
+sum: product (("+" | "-") product)*
+product: atom (("*" | "/") atom)*
+atom: NUMBER | "(" sum ")"
+NUMBER: /[0-9]{1,4}/
+%ignore / /
+"#;
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 20, "pattern": "^[a-z]+$"},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "kind": {"enum": ["cat", 7, null]},
+            "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "minItems": 1, "maxItems": 3},
+        },
+        "$defs": {"tag": {"anyOf": [{"type": "boolean"}, {"const": "none"}]}},
+        "required": ["name", "age"],
+        "additionalProperties": false,
+    });
+    // Their first bytes have remainders of 0, 1 and 2 by 3.
+    vec![
+        lark.as_bytes().to_vec(),
+        format!("m{schema}").into_bytes(),
+        br"n(\d{3}-\d{4}|[a-f]+(x|y)?)( and more)*\.".to_vec(),
+        b"n((a{500}){500}){500}".to_vec(),
     ]
 }
 

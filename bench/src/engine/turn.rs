@@ -20,6 +20,9 @@ pub(crate) struct TurnArgs {
     model: PathBuf,
     #[arg(long)]
     threads: usize,
+    /// Instructions that compute.
+    #[arg(long)]
+    isa: Isa,
     /// Tokens of prompts to compute, one after the other.
     #[arg(long)]
     prefill: Vec<usize>,
@@ -30,7 +33,7 @@ pub(crate) struct TurnArgs {
 
 pub(crate) fn run(arguments: &TurnArgs) -> Result<()> {
     let started = Instant::now();
-    let TurnArgs { model, threads, prefill, decode } = arguments;
+    let TurnArgs { model, threads, isa, prefill, decode } = arguments;
     let each = (PROMPT + GENERATED).div_ceil(BLOCK_TOKENS);
     let blocks = |tokens: usize| tokens.div_ceil(BLOCK_TOKENS);
     let longest = prefill.iter().copied().max().unwrap_or(1);
@@ -41,7 +44,7 @@ pub(crate) fn run(arguments: &TurnArgs) -> Result<()> {
         kv_blocks,
         host_blocks: 0,
         threads: *threads,
-        isa: Isa::detect(),
+        isa: *isa,
     };
     let mut model = Sequences { model: CpuModel::load(model, &options)?, each };
     let load_s = started.elapsed().as_secs_f64();

@@ -12,7 +12,10 @@ use futures::future::{join_all, select_all, try_join_all};
 use herd_engine::Isa;
 use herd_gateway::{FixedFleet, GangEndpoint, Gateway, GatewayOptions, ReservedPort};
 use herd_model::{BLOCK_TOKENS, Dtype, ModelConfig, Parallelism, ShardPlan};
-use herd_worker::{Backend, CpuBackend, KvSize, MetricOptions, Role, StopSignals, Worker, WorkerOptions};
+use herd_worker::{
+    Backend, CpuBackend, DEFAULT_DRAFT_TOKENS, DraftSource, Drafts, KvSize, MetricOptions, Role, StopSignals,
+    Worker, WorkerOptions,
+};
 use tracing_subscriber::EnvFilter;
 
 use crate::text_model;
@@ -57,6 +60,24 @@ pub(crate) struct ServeArguments {
     /// Of activations and KV: f32 or bf16
     #[arg(long, default_value_t = Dtype::Bf16)]
     dtype: Dtype,
+    /// Guess tokens from what the conversation has said before, and compute several at once; answers are the same
+    #[arg(long, conflicts_with = "draft_model")]
+    draft_lookup: bool,
+    /// Guess tokens with this checkpoint: a smaller one with the same tokenizer
+    #[arg(long)]
+    draft_model: Option<PathBuf>,
+    /// Tokens that are guessed ahead
+    #[arg(long, default_value_t = DEFAULT_DRAFT_TOKENS)]
+    draft_tokens: usize,
+}
+
+impl ServeArguments {
+    fn drafts(&self) -> Option<Drafts> {
+        let Self { draft_lookup, draft_model, draft_tokens, .. } = self;
+        let model = draft_model.clone().map(DraftSource::Model);
+        let source = model.or(draft_lookup.then_some(DraftSource::PromptLookup))?;
+        Some(Drafts { source, tokens: *draft_tokens })
+    }
 }
 
 /// Runs until a signal, or until a gang cannot go on.
@@ -85,8 +106,22 @@ struct Fleet {
 
 impl Fleet {
     async fn start(arguments: ServeArguments) -> anyhow::Result<Self> {
-        let ServeArguments { model_dir, name, http, grpc, tensor, pipeline, prefill, decode, unified, dtype } =
-            arguments;
+        let drafts = arguments.drafts();
+        let ServeArguments {
+            model_dir,
+            name,
+            http,
+            grpc,
+            tensor,
+            pipeline,
+            prefill,
+            decode,
+            unified,
+            dtype,
+            draft_lookup: _,
+            draft_model,
+            draft_tokens: _,
+        } = arguments;
         let parallelism = Parallelism { tensor, pipeline };
         let roles = roles(prefill, decode, unified)?;
         let name = match name {
@@ -102,8 +137,13 @@ impl Fleet {
         let read = tokio::task::spawn_blocking(move || text_model::read(&dir).map(drop)).await?;
         read.with_context(|| format!("cannot serve {}", model_dir.display()))?;
         let replicas = ShardPlan::new(&config, parallelism)?.kv_replicas();
-        let block_bytes = (config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS * replicas) as u64;
-        let (weights, available) = (weight_bytes(&model_dir)?, free_memory());
+        let kv_of = |config: &ModelConfig| (config.kv_bytes_per_token(dtype.bytes()) * BLOCK_TOKENS) as u64;
+        let (mut weights, available) = (weight_bytes(&model_dir)?, free_memory());
+        let mut block_bytes = kv_of(&config) * replicas as u64;
+        if let Some(dir) = &draft_model {
+            weights += weight_bytes(dir)?;
+            block_bytes += kv_of(&read_config(dir)?);
+        }
         let memory = available.unwrap_or(UNKNOWN_MEMORY).saturating_sub(roles.len() as u64 * weights);
         let kv_blocks = kv_blocks(config.context_length, block_bytes, memory, roles.len());
         if let Some(available) = available {
@@ -122,7 +162,9 @@ impl Fleet {
                 isa: Isa::detect(),
             };
             let metrics = MetricOptions { model: name.clone(), ..MetricOptions::default() };
-            Worker::start(WorkerOptions { role, metrics, ..WorkerOptions::loopback(Backend::Cpu(backend)) })
+            let drafts = drafts.clone();
+            let options = WorkerOptions::loopback(Backend::Cpu(backend));
+            Worker::start(WorkerOptions { role, metrics, drafts, ..options })
         }))
         .await?;
         let gangs = workers

@@ -11,6 +11,7 @@ use herd_model::{
     BLOCK_TOKENS, Dtype, FileDigest, ModelConfig, Parallelism, ShardPlan, kv_fingerprint, model_digest,
 };
 
+use crate::drafts::LoadedDrafts;
 use crate::error::WorkerError;
 use crate::grammars::Grammars;
 use crate::lease::Transfers;
@@ -34,6 +35,7 @@ pub(crate) struct Model {
     /// Where the bundle's files are.
     pub(crate) bundle: Option<PathBuf>,
     pub(crate) grammars: Arc<Grammars>,
+    pub(crate) drafts: LoadedDrafts,
     /// Counted by the first rank of this process.
     pub(crate) clipped: RowsClipped,
 }
@@ -166,6 +168,7 @@ fn about(backend: &CpuBackend, info: &ModelInfo, clipped: RowsClipped) -> Model 
         host_blocks,
         block_tokens: BLOCK_TOKENS,
         grammars: Arc::new(Grammars::new(bundle.clone())),
+        drafts: LoadedDrafts::default(),
         bundle,
         clipped,
     }
@@ -232,6 +235,7 @@ fn load_fake(backend: FakeBackend) -> Result<(Box<dyn Executor>, Model), WorkerE
         host_blocks,
         block_tokens,
         grammars: Arc::new(Grammars::new(bundle.clone())),
+        drafts: LoadedDrafts::default(),
         bundle,
         clipped: RowsClipped::default(),
     };

@@ -1,4 +1,4 @@
-//! `GetBundle`: the files a gateway needs to speak a model.
+//! The files that say how a model speaks: `GetBundle` for gateways, and the vocabulary for the worker itself.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use futures::stream::try_unfold;
 use herd_proto::internal::v1::BundleChunk;
+use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, Vocabulary};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 use tonic::Status;
@@ -20,6 +21,19 @@ pub(crate) const FILES: [&str; 5] = [
 ];
 
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// The vocabulary of a checkpoint.
+pub(crate) fn vocabulary(dir: &Path) -> Result<Vocabulary, String> {
+    let mut files = BundleFiles::default();
+    for name in BUNDLE_FILE_NAMES {
+        match std::fs::read(dir.join(name)) {
+            Ok(bytes) => files.insert(name, bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("cannot read {name}: {error}")),
+        }
+    }
+    Vocabulary::from_files(&files).map_err(|error| error.to_string())
+}
 
 struct Reading {
     dir: PathBuf,

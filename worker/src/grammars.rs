@@ -8,11 +8,11 @@ use std::time::Duration;
 use herd_engine::Constraint;
 use herd_grammar::{Compiled, Compiler, Grammar, GrammarError};
 use herd_proto::internal::v1 as wire;
-use herd_text::{BUNDLE_FILE_NAMES, BundleFiles, Vocabulary};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::Status;
 
+use crate::bundle::vocabulary;
 use crate::refusal::full;
 
 /// Grammars compiled at once. One that takes too long keeps its place until it is done.
@@ -103,15 +103,7 @@ impl Grammars {
         }
         let unusable = |error: &dyn std::fmt::Display| GrammarError::Vocabulary(error.to_string());
         let dir = self.bundle.as_ref().ok_or_else(|| unusable(&"this worker's model has no files"))?;
-        let mut files = BundleFiles::default();
-        for name in BUNDLE_FILE_NAMES {
-            match std::fs::read(dir.join(name)) {
-                Ok(bytes) => files.insert(name, bytes),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(unusable(&format!("cannot read {name}: {error}"))),
-            }
-        }
-        let vocabulary = Vocabulary::from_files(&files).map_err(|error| unusable(&error))?;
+        let vocabulary = vocabulary(dir).map_err(|error| unusable(&error))?;
         let made = Arc::new(Compiler::new(&vocabulary)?);
         *compiler = Some(Arc::clone(&made));
         Ok(made)

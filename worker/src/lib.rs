@@ -9,6 +9,7 @@ mod backend;
 mod bundle;
 mod deadline;
 mod decode;
+mod drafts;
 mod drain;
 mod error;
 pub mod fetch;
@@ -32,6 +33,7 @@ pub mod transfer;
 mod watch;
 mod worker;
 
+pub use drafts::{DEFAULT_DRAFT_TOKENS, DraftSource, Drafts};
 pub use error::WorkerError;
 pub use herd_proto::internal::v1::Role;
 pub use metrics::MetricOptions;

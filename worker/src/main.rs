@@ -15,9 +15,9 @@ use herd_engine::{DEFAULT_STEP_TOKENS, Isa};
 use herd_model::{Dtype, Parallelism};
 use herd_worker::fetch::ModelLease;
 use herd_worker::{
-    Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAIN_DEADLINE, DEFAULT_LEASE, Follower, GangPart,
-    KvSize, MetricOptions, Role, StopSignals, TerminationMessage, Worker, WorkerError, WorkerLimits,
-    WorkerOptions,
+    Backend, CpuBackend, DEFAULT_BLOCKS_DEADLINE, DEFAULT_DRAFT_TOKENS, DEFAULT_DRAIN_DEADLINE,
+    DEFAULT_LEASE, DraftSource, Drafts, Follower, GangPart, KvSize, MetricOptions, Role, StopSignals,
+    TerminationMessage, Worker, WorkerError, WorkerLimits, WorkerOptions,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -78,6 +78,16 @@ struct Args {
     /// are computed again.
     #[arg(long, env = "HERD_KV_HOST_BLOCKS", default_value_t = 0)]
     kv_host_blocks: usize,
+    /// Whether tokens are guessed from what the sequence itself has said and several computed at once, where there is no draft
+    /// model: true or false. Answers are the same.
+    #[arg(long, env = "HERD_DRAFT_LOOKUP", default_value_t = false, action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    draft_lookup: bool,
+    /// Guesses tokens with this checkpoint, a smaller one with the same tokenizer. Its weights and KV come on top of the model's.
+    #[arg(long, env = "HERD_DRAFT_MODEL")]
+    draft_model: Option<PathBuf>,
+    /// Tokens that are guessed ahead for a sequence.
+    #[arg(long, env = "HERD_DRAFT_TOKENS", default_value_t = DEFAULT_DRAFT_TOKENS)]
+    draft_tokens: usize,
     /// Where the internal gRPC service listens.
     #[arg(long, env = "HERD_GRPC", default_value = "127.0.0.1:9000")]
     grpc: SocketAddr,
@@ -275,6 +285,9 @@ fn options(args: Args) -> WorkerOptions {
         max_waiting,
         prefix_cache,
         kv_host_blocks,
+        draft_lookup,
+        draft_model,
+        draft_tokens,
         grpc,
         http,
         kv_bind,
@@ -295,6 +308,8 @@ fn options(args: Args) -> WorkerOptions {
     } = args;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let parallelism = Parallelism { tensor, pipeline };
+    let draft_source =
+        draft_model.map(DraftSource::Model).or(draft_lookup.then_some(DraftSource::PromptLookup));
     WorkerOptions {
         backend: match backend {
             BackendKind::Cpu => Backend::Cpu(CpuBackend {
@@ -320,6 +335,7 @@ fn options(args: Args) -> WorkerOptions {
             prefix_cache,
             kv_host_blocks,
         },
+        drafts: draft_source.map(|source| Drafts { source, tokens: draft_tokens }),
         revision,
         gang_id,
         role: role.into(),

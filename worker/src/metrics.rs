@@ -56,6 +56,8 @@ pub(crate) struct Metrics {
     preemptions: IntCounter,
     preempted_recomputed_tokens: IntCounter,
     kv_blocks_swapped: IntCounter,
+    draft_tokens: IntCounter,
+    accepted_draft_tokens: IntCounter,
     steps: IntCounter,
     step_seconds: Histogram,
     step_tokens: Histogram,
@@ -126,6 +128,8 @@ impl Metrics {
             preemptions: page.counter(&declared::PREEMPTIONS)?,
             preempted_recomputed_tokens: page.counter(&declared::PREEMPTED_RECOMPUTED_TOKENS)?,
             kv_blocks_swapped: page.counter(&declared::KV_BLOCKS_SWAPPED)?,
+            draft_tokens: page.counter(&declared::DRAFT_TOKENS)?,
+            accepted_draft_tokens: page.counter(&declared::ACCEPTED_DRAFT_TOKENS)?,
             steps: page.counter(&declared::STEPS)?,
             step_seconds: page.histogram(&declared::STEP_SECONDS)?,
             step_tokens: page.histogram(&declared::STEP_TOKENS)?,
@@ -264,6 +268,8 @@ impl Metrics {
             preemptions,
             preempted_recomputed_tokens,
             swapped_blocks,
+            draft_tokens,
+            accepted_draft_tokens,
         } = sum(*before, engine.map_or_else(EngineCounters::default, Engine::counters));
         raise(&self.steps, steps);
         raise(&self.prompt_tokens, prompt_tokens);
@@ -273,6 +279,8 @@ impl Metrics {
         raise(&self.preemptions, preemptions);
         raise(&self.preempted_recomputed_tokens, preempted_recomputed_tokens);
         raise(&self.kv_blocks_swapped, swapped_blocks);
+        raise(&self.draft_tokens, draft_tokens);
+        raise(&self.accepted_draft_tokens, accepted_draft_tokens);
         raise(&self.fp8_rows_clipped, self.clipped.get().map_or(0, RowsClipped::get));
         drop(before);
         self.page.text(&self.model)
@@ -339,6 +347,8 @@ fn sum(before: EngineCounters, now: EngineCounters) -> EngineCounters {
         preemptions,
         preempted_recomputed_tokens,
         swapped_blocks,
+        draft_tokens,
+        accepted_draft_tokens,
     } = now;
     EngineCounters {
         steps: before.steps + steps,
@@ -349,6 +359,8 @@ fn sum(before: EngineCounters, now: EngineCounters) -> EngineCounters {
         preemptions: before.preemptions + preemptions,
         preempted_recomputed_tokens: before.preempted_recomputed_tokens + preempted_recomputed_tokens,
         swapped_blocks: before.swapped_blocks + swapped_blocks,
+        draft_tokens: before.draft_tokens + draft_tokens,
+        accepted_draft_tokens: before.accepted_draft_tokens + accepted_draft_tokens,
     }
 }
 

@@ -10,6 +10,7 @@ use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::Role;
 
 use crate::backend::Model;
+use crate::drafts::Drafts;
 use crate::error::WorkerError;
 use crate::gang::Host;
 use crate::metrics::MetricOptions;
@@ -34,6 +35,8 @@ pub struct WorkerOptions {
     pub advertise_kv: Option<Vec<String>>,
     /// Bounds of one step and of the queue.
     pub limits: WorkerLimits,
+    /// Whether tokens are guessed ahead, and how. What comes out is the same.
+    pub drafts: Option<Drafts>,
     /// Of the LlamaDeployment; empty outside a cluster.
     pub revision: String,
     /// Named by the operator; None: a random one.
@@ -218,6 +221,7 @@ impl WorkerOptions {
             advertise: None,
             advertise_kv: None,
             limits: WorkerLimits::default(),
+            drafts: None,
             revision: String::new(),
             gang_id: None,
             role: Role::Unified,

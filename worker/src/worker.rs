@@ -20,6 +20,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::backend::{self, Model};
+use crate::drafts::{Drafts, LoadedDrafts};
 use crate::error::WorkerError;
 use crate::gang::{Current, Gang, Host};
 use crate::http::{Pages, Process, router};
@@ -116,6 +117,7 @@ impl Worker {
             advertise,
             advertise_kv,
             limits,
+            drafts,
             revision,
             gang_id,
             role,
@@ -136,7 +138,7 @@ impl Worker {
         // A port that is taken is known before the model is loaded.
         let (grpc_listener, grpc) = bind(grpc, "gRPC").await?;
         let endpoint = advertised(advertise.as_deref(), grpc)?;
-        let (loaded, model) = load(backend, limits, part).await?;
+        let (loaded, model) = load(backend, limits, part, drafts).await?;
         metrics.clipped(model.clipped.clone());
         let host = Host {
             gang_id: gang_id.unwrap_or_else(new_gang_id),
@@ -285,11 +287,24 @@ async fn load(
     backend: Backend,
     limits: WorkerLimits,
     part: Option<GangPart>,
+    drafts: Option<Drafts>,
 ) -> Result<(Loaded, Model), WorkerError> {
-    let load = move || match part {
-        None => backend::load(backend, &limits).map(|(executor, model)| (Loaded::Whole(executor), model)),
-        Some(part) => backend::load_part(backend, &limits, &part)
-            .map(|(ranks, model)| (Loaded::Part(Arc::new(ranks), part), model)),
+    let load = move || {
+        let beside = drafts.as_ref().map(|drafts| drafts.beside(&backend)).transpose()?.flatten();
+        let (loaded, mut model) = match part {
+            None => {
+                let (executor, model) = backend::load(backend, &limits)?;
+                (Loaded::Whole(executor), model)
+            }
+            Some(part) => {
+                let (ranks, model) = backend::load_part(backend, &limits, &part)?;
+                (Loaded::Part(Arc::new(ranks), part), model)
+            }
+        };
+        if let Some(drafts) = &drafts {
+            model.drafts = LoadedDrafts::load(drafts, beside, &model)?;
+        }
+        Ok::<_, WorkerError>((loaded, model))
     };
     let loaded = task::spawn_blocking(load).await;
     let (loaded, model) =
@@ -348,9 +363,10 @@ pub(crate) fn start_engine(
         max_waiting,
         prefix_cache,
         host_blocks: model.host_blocks,
+        draft_tokens: model.drafts.tokens(),
     };
     let observer: Arc<dyn Observer> = Arc::<Metrics>::clone(metrics);
-    Ok(Engine::start_observed(executor, limits, observer))
+    Ok(Engine::start_with(executor, model.drafts.drafter()?, limits, observer))
 }
 
 fn rank_address(first: SocketAddr, rank: usize) -> Result<SocketAddr, WorkerError> {

@@ -7,13 +7,14 @@ use std::thread::JoinHandle;
 use herd_scheduler::{Continuation, Counters, Limits, Load, Scheduling, TooLong, Work};
 use tokio::sync::{mpsc, watch};
 
+use crate::draft::Drafting;
 use crate::inbox::{Reporter, Shared};
 use crate::observer::Unobserved;
 use crate::sampler::is_end;
 use crate::step_loop::StepLoop;
 use crate::{
-    ConstraintError, Executor, KvStore, Observer, Penalties, Reservation, Reserving, SampledToken, Sampling,
-    Sequence, Shaping,
+    ConstraintError, Drafter, Executor, KvStore, Observer, Penalties, Reservation, Reserving, SampledToken,
+    Sampling, Sequence, Shaping,
 };
 
 /// A request the engine does not take.
@@ -101,15 +102,26 @@ impl Drop for Inner {
 impl Engine {
     /// Starts the step loop. Zeros in `limits` count as 1.
     pub fn start(executor: Box<dyn Executor>, limits: Limits) -> Self {
-        Self::start_observed(executor, limits, Arc::new(Unobserved))
+        Self::start_with(executor, None, limits, Arc::new(Unobserved))
     }
 
-    /// [`Engine::start`], and tells `observer` of its work.
-    pub fn start_observed(executor: Box<dyn Executor>, limits: Limits, observer: Arc<dyn Observer>) -> Self {
-        let limits = limits.at_least_one();
+    /// [`Engine::start`], which computes what the drafter guesses, and tells `observer` of its work. A draft model has as many
+    /// KV blocks and slots of the host pool, and the same vocabulary.
+    pub fn start_with(
+        executor: Box<dyn Executor>,
+        drafter: Option<Drafter>,
+        limits: Limits,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let mut limits = limits.at_least_one();
+        let drafting = drafter.filter(|_| limits.draft_tokens > 0);
+        let drafting = drafting.map(|drafter| Drafting::new(drafter, &limits));
+        if drafting.is_none() {
+            limits.draft_tokens = 0;
+        }
         let shared = Arc::new(Shared::new(limits.max_waiting));
         let (kv, vocab_size) = (executor.kv(), executor.vocab_size());
-        let step_loop = StepLoop::new(executor, limits, Arc::clone(&shared), observer);
+        let step_loop = StepLoop::new(executor, drafting, limits, Arc::clone(&shared), observer);
         let spawned = std::thread::Builder::new().name("step-loop".to_owned()).spawn(move || step_loop.run());
         let thread = match spawned {
             Ok(thread) => Some(thread),

@@ -67,6 +67,8 @@ struct Seen {
     preemptions: AtomicU64,
     preempted_recomputed_tokens: AtomicU64,
     swapped_blocks: AtomicU64,
+    draft_tokens: AtomicU64,
+    accepted_draft_tokens: AtomicU64,
 }
 
 impl Seen {
@@ -88,6 +90,8 @@ impl Seen {
             preemptions,
             preempted_recomputed_tokens,
             swapped_blocks,
+            draft_tokens,
+            accepted_draft_tokens,
         } = counters;
         self.steps.store(steps, Relaxed);
         self.prompt_tokens.store(prompt_tokens, Relaxed);
@@ -97,6 +101,8 @@ impl Seen {
         self.preemptions.store(preemptions, Relaxed);
         self.preempted_recomputed_tokens.store(preempted_recomputed_tokens, Relaxed);
         self.swapped_blocks.store(swapped_blocks, Relaxed);
+        self.draft_tokens.store(draft_tokens, Relaxed);
+        self.accepted_draft_tokens.store(accepted_draft_tokens, Relaxed);
     }
 }
 
@@ -242,6 +248,8 @@ impl Shared {
             preemptions,
             preempted_recomputed_tokens,
             swapped_blocks,
+            draft_tokens,
+            accepted_draft_tokens,
             ..
         } = &self.seen;
         Counters {
@@ -253,6 +261,8 @@ impl Shared {
             preemptions: preemptions.load(Relaxed),
             preempted_recomputed_tokens: preempted_recomputed_tokens.load(Relaxed),
             swapped_blocks: swapped_blocks.load(Relaxed),
+            draft_tokens: draft_tokens.load(Relaxed),
+            accepted_draft_tokens: accepted_draft_tokens.load(Relaxed),
         }
     }
 

@@ -8,6 +8,7 @@ mod constraint;
 pub mod convert;
 mod cpu;
 mod cuda;
+mod draft;
 mod engine;
 mod executor;
 mod exp;
@@ -33,6 +34,7 @@ pub use cpu::{
     peak_multiply_adds,
 };
 pub use cuda::{CudaDevice, CudaError, cuda_devices};
+pub use draft::Drafter;
 pub use engine::{Engine, SubmitError};
 pub use executor::{Executor, ExecutorError, StepOutput};
 pub use fake::{FakeControl, FakeModel, FakeOptions};

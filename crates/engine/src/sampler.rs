@@ -41,6 +41,19 @@ pub fn sample(
     history: Option<&History>,
     allowed: Option<&TokenMask>,
 ) -> Result<SampledToken, SampleError> {
+    let (id, max) = choose(logits, sampling, position, history, allowed)?;
+    let (logprob, top) = logprobs_from(logits, max, id, sampling.top_logprobs);
+    Ok(SampledToken { position, token: TokenLogprob { id, logprob }, top })
+}
+
+/// The token that [`sample`] draws, and the largest logit.
+pub(crate) fn choose(
+    logits: &[f32],
+    sampling: &Sampling,
+    position: usize,
+    history: Option<&History>,
+    allowed: Option<&TokenMask>,
+) -> Result<(u32, f32), SampleError> {
     let raw = largest(logits)?;
     let shaped = shaped(logits, sampling, position, history, allowed);
     let (row, (argmax, max)) = match &shaped {
@@ -52,8 +65,7 @@ pub fn sample(
     } else {
         argmax
     };
-    let (logprob, top) = logprobs_from(logits, raw.1, id, sampling.top_logprobs);
-    Ok(SampledToken { position, token: TokenLogprob { id, logprob }, top })
+    Ok((id, raw.1))
 }
 
 /// The log probability of a token, and the most likely ones, most likely first.

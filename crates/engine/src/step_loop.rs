@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use herd_scheduler::{
-    Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, Started, StepEntry, StepPlan,
+    DraftRoom, Ended, Limits, LogitRows, Planned, Scheduler, SequenceId, Started, StepEntry, StepPlan,
 };
 
+use crate::draft::{Drafting, Wanted};
 use crate::inbox::{Command, Reporter, Shared};
 use crate::prompt_logprobs::prompt_logprobs;
 use crate::sampler::{SampleError, sample_next};
-use crate::{Constraint, Event, Executor, FinishReason, History, Observer, SampledToken, Sampling, StepDone};
+use crate::{Constraint, Event, Executor, FinishReason, History, Observer, Sampling, StepDone};
 
 pub(crate) struct StepLoop {
     scheduler: Scheduler,
     executor: Box<dyn Executor>,
+    drafting: Option<Drafting>,
     vocab_size: usize,
     sequences: HashMap<SequenceId, Running>,
     shared: Arc<Shared>,
@@ -29,6 +31,8 @@ pub(crate) struct StepLoop {
 struct Running {
     reporter: Reporter,
     prompt_tokens: usize,
+    /// Positions whose KV the draft model has, if there is one.
+    drafted: usize,
     /// Prompt tokens that were told of as computed; what a preemption costs is not told.
     computed: usize,
     /// Position of the next token.
@@ -48,6 +52,7 @@ struct Running {
 impl StepLoop {
     pub(crate) fn new(
         executor: Box<dyn Executor>,
+        drafting: Option<Drafting>,
         limits: Limits,
         shared: Arc<Shared>,
         observer: Arc<dyn Observer>,
@@ -56,6 +61,7 @@ impl StepLoop {
             scheduler: Scheduler::new(limits),
             vocab_size: executor.vocab_size().max(1),
             executor,
+            drafting,
             sequences: HashMap::new(),
             shared,
             observer,
@@ -89,10 +95,11 @@ impl StepLoop {
             for command in commands {
                 self.obey(command);
             }
-            let Planned { started, step } = self.scheduler.plan();
+            let Planned { started, mut step, rooms } = self.scheduler.plan();
             let mut later = Vec::new();
             for Started { sequence, blocks, cached } in started {
                 let Some(running) = self.sequences.get_mut(&sequence) else { continue };
+                running.drafted = cached;
                 if let Some(came) = running.queued.take() {
                     self.observer.started(came.elapsed());
                 }
@@ -106,6 +113,7 @@ impl StepLoop {
             idle = step.entries.is_empty();
             if !idle {
                 let began = Instant::now();
+                self.draft(&mut step, &rooms)?;
                 let output = self.executor.step(&step).map_err(|error| error.to_string())?;
                 self.scheduler.complete(&step);
                 self.events.append(&mut later);
@@ -132,7 +140,9 @@ impl StepLoop {
                 if let Some(running) = self.sequences.get_mut(&id) {
                     running.computed = running.prompt_tokens;
                     running.position += generated;
-                    running.remember(first);
+                    if let Some(history) = &mut running.history {
+                        history.push(first);
+                    }
                     running.last_token = Some(Instant::now());
                 }
                 match self.scheduler.decode(id, from) {
@@ -165,6 +175,7 @@ impl StepLoop {
         let running = Running {
             reporter,
             prompt_tokens,
+            drafted: 0,
             computed: 0,
             position,
             queued,
@@ -181,7 +192,40 @@ impl StepLoop {
         self.events.push((id, why));
     }
 
-    /// Draws a token from every row of logits of a step that is done.
+    /// Adds guesses to a step where there is room.
+    fn draft(&mut self, step: &mut StepPlan, rooms: &[DraftRoom]) -> Result<(), String> {
+        let Some(drafting) = &mut self.drafting else { return Ok(()) };
+        let mut rooms = rooms.iter().peekable();
+        let wanted = step.entries.iter().enumerate().filter_map(|(index, entry)| {
+            let room = rooms.next_if(|room| room.entry == index).map_or(0, |room| room.tokens);
+            let running = self.sequences.get(&entry.sequence)?;
+            Some(Wanted {
+                entry,
+                room,
+                tokens: self.scheduler.tokens(entry.sequence),
+                computed: running.drafted.min(entry.start),
+                sampling: running.reporter.sampling.as_ref()?,
+                position: running.position,
+                history: running.history.as_ref(),
+            })
+        });
+        let wanted: Vec<_> = wanted.collect();
+        let drafts = drafting.draft(&step.moves, &wanted);
+        let drafts = drafts.map_err(|error| format!("the draft model: {error}"))?;
+        let drafts: Vec<_> = wanted.iter().map(|wanted| wanted.entry.sequence).zip(drafts).collect();
+        let mut drafts = drafts.into_iter().peekable();
+        for entry in &mut step.entries {
+            let Some((id, draft)) = drafts.next_if(|(id, _)| *id == entry.sequence) else { continue };
+            entry.draft(&draft.tokens);
+            if let Some(running) = self.sequences.get_mut(&id) {
+                running.drafted = draft.computed;
+            }
+        }
+        Ok(())
+    }
+
+    /// Draws a token from every row of logits of a step that is done: of an entry with drafts from the row after each that it
+    /// confirms.
     fn sample(&mut self, step: &StepPlan, logits: &[f32]) -> Result<(), String> {
         let wanted: usize = step.entries.iter().map(StepEntry::rows).sum();
         if logits.len() != wanted * self.vocab_size {
@@ -192,52 +236,77 @@ impl StepLoop {
         // One look at the clock a step: its tokens go out together.
         let now = Instant::now();
         for entry in &step.entries {
-            let id = entry.sequence;
             let rows;
             (rows, rest) = rest.split_at(entry.rows() * self.vocab_size);
-            let Some(running) = self.sequences.get_mut(&id) else { continue };
-            let end = entry.start + entry.tokens.len();
-            let computed = end.min(running.prompt_tokens);
-            if computed > running.computed {
-                running.computed = computed;
-                self.events.push((id, Event::Computed { computed }));
-            }
-            let row = rows.rchunks_exact(self.vocab_size).next().filter(|_| end >= running.prompt_tokens);
-            if let (LogitRows::All, Some(Sampling { prompt_logprobs: Some(top), .. })) =
-                (entry.logits, &running.reporter.sampling)
-            {
-                match prompt_logprobs(rows, self.vocab_size, entry.start, &running.prompt, *top) {
-                    Ok(tokens) if tokens.is_empty() => {}
-                    Ok(tokens) => self.events.push((id, Event::Prompt(tokens))),
-                    Err(error) => {
-                        self.fail(id, Event::Failed(error.to_string()));
-                        continue;
-                    }
-                }
-            }
-            if let (Some(row), Some(sampling)) = (row, &running.reporter.sampling) {
-                let (history, constraint) = (running.history.as_ref(), running.constraint.as_mut());
-                match sample_next(row, sampling, running.position, history, constraint) {
-                    Ok((sampled, stop)) => {
-                        running.position += 1;
-                        if let Some(last) = running.last_token.replace(now) {
-                            self.observer.token(now.saturating_duration_since(last));
-                        }
-                        let SampledToken { token, .. } = sampled;
-                        running.remember(token.id);
-                        self.events.push((id, Event::Token(sampled)));
-                        if let Some(ended) = self.scheduler.sampled(id, token.id, stop) {
-                            self.events.push((id, Event::Finished(reason(ended))));
-                        }
-                    }
-                    Err(SampleError::Constraint(error)) => {
-                        self.fail(id, Event::Unsatisfiable(error.to_string()));
-                    }
-                    Err(error) => self.fail(id, Event::Failed(error.to_string())),
-                }
+            if self.tell_of_prompt(entry, rows) {
+                self.sample_entry(entry, rows, now);
             }
         }
         Ok(())
+    }
+
+    /// How much of a prompt is computed, and how likely its tokens are. False: the sequence has failed.
+    fn tell_of_prompt(&mut self, entry: &StepEntry, rows: &[f32]) -> bool {
+        let (id, end) = (entry.sequence, entry.start + entry.tokens.len());
+        let Some(running) = self.sequences.get_mut(&id) else { return false };
+        let computed = end.min(running.prompt_tokens);
+        if computed > running.computed {
+            running.computed = computed;
+            self.events.push((id, Event::Computed { computed }));
+        }
+        if let (LogitRows::All, Some(Sampling { prompt_logprobs: Some(top), .. })) =
+            (entry.logits, &running.reporter.sampling)
+        {
+            match prompt_logprobs(rows, self.vocab_size, entry.start, &running.prompt, *top) {
+                Ok(tokens) if tokens.is_empty() => {}
+                Ok(tokens) => self.events.push((id, Event::Prompt(tokens))),
+                Err(error) => {
+                    self.fail(id, Event::Failed(error.to_string()));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Samples from the row of the last token that is known, and from that of a draft if it is the token that was sampled.
+    fn sample_entry(&mut self, entry: &StepEntry, rows: &[f32], now: Instant) {
+        let (id, end) = (entry.sequence, entry.start + entry.tokens.len());
+        let known = end.min(self.scheduler.tokens(id).len());
+        let Some(running) = self.sequences.get_mut(&id) else { return };
+        let Some(sampling) = running.reporter.sampling.as_ref().filter(|_| known >= running.prompt_tokens)
+        else {
+            return;
+        };
+        let mut drafts = entry.tokens[known - entry.start..].iter();
+        let rows = rows.chunks_exact(self.vocab_size);
+        let before = rows.len().saturating_sub(1 + drafts.len());
+        for row in rows.skip(before) {
+            let (history, constraint) = (running.history.as_ref(), running.constraint.as_mut());
+            match sample_next(row, sampling, running.position, history, constraint) {
+                Ok((sampled, stop)) => {
+                    running.position += 1;
+                    if let Some(last) = running.last_token.replace(now) {
+                        self.observer.token(now.saturating_duration_since(last));
+                    }
+                    let token = sampled.token.id;
+                    if let Some(history) = &mut running.history {
+                        history.push(token);
+                    }
+                    self.events.push((id, Event::Token(sampled)));
+                    if let Some(ended) = self.scheduler.sampled(id, token, stop) {
+                        return self.events.push((id, Event::Finished(reason(ended))));
+                    }
+                    if drafts.next() != Some(&token) {
+                        return;
+                    }
+                }
+                Err(SampleError::Constraint(error)) => {
+                    return self.fail(id, Event::Unsatisfiable(error.to_string()));
+                }
+                Err(error) => return self.fail(id, Event::Failed(error.to_string())),
+            }
+        }
     }
 
     /// Publishes load and counters, then sends this turn's events.
@@ -256,13 +325,6 @@ impl StepLoop {
 }
 
 impl Running {
-    /// A token of the choice.
-    fn remember(&mut self, token: u32) {
-        if let Some(history) = &mut self.history {
-            history.push(token);
-        }
-    }
-
     /// Never fails for want of room: the channel was made for all events the sequence can emit. A reader that is gone has
     /// its release in the inbox.
     fn send(&self, event: Event) {

@@ -115,6 +115,15 @@ pub const KV_BLOCKS_SWAPPED: Metric = Metric::counter(
     "blocks",
     "KV blocks of preempted sequences that each rank copied to its host pool.",
 );
+/// Guesses.
+pub const DRAFT_TOKENS: Metric =
+    Metric::counter("herd_draft_tokens_total", "tokens", "Tokens guessed ahead and computed.");
+/// Guesses that were right.
+pub const ACCEPTED_DRAFT_TOKENS: Metric = Metric::counter(
+    "herd_accepted_draft_tokens_total",
+    "tokens",
+    "Tokens guessed ahead that were sampled then.",
+);
 /// Time in the queue.
 pub const QUEUE_SECONDS: Metric = Metric::histogram(
     "herd_queue_seconds",
@@ -238,6 +247,8 @@ pub const METRICS: &[&Metric] = &[
     &PREEMPTIONS,
     &PREEMPTED_RECOMPUTED_TOKENS,
     &KV_BLOCKS_SWAPPED,
+    &DRAFT_TOKENS,
+    &ACCEPTED_DRAFT_TOKENS,
     &STEPS,
     &STEP_SECONDS,
     &STEP_TOKENS,
@@ -282,6 +293,8 @@ pub const ALIASES: &[Alias] = &[
     same("vllm:generation_tokens_total", &OUTPUT_TOKENS),
     same("vllm:prefix_cache_hits_total", &PREFIX_CACHED_TOKENS),
     same("vllm:num_preemptions_total", &PREEMPTIONS),
+    same("vllm:spec_decode_num_draft_tokens_total", &DRAFT_TOKENS),
+    same("vllm:spec_decode_num_accepted_tokens_total", &ACCEPTED_DRAFT_TOKENS),
     same("vllm:time_to_first_token_seconds", &TIME_TO_FIRST_TOKEN_SECONDS),
     same("vllm:inter_token_latency_seconds", &INTER_TOKEN_LATENCY_SECONDS),
     same("vllm:time_per_output_token_seconds", &INTER_TOKEN_LATENCY_SECONDS),

@@ -5,7 +5,8 @@
 //! chunks, by priority and age. A sequence starts when there are blocks for its prompt and takes more as it generates. Blocks
 //! that are full have a name, which follows from their tokens: sequences that begin alike share them, and they are kept after
 //! their owners until they are needed. Where blocks run out, the last in the order gives its own back and goes on later, from
-//! the host pool or by computing again.
+//! the host pool or by computing again. What is left of a step has room for drafts: guesses at tokens to come, of which those are
+//! kept that are sampled.
 
 mod blocks;
 mod limits;
@@ -18,7 +19,9 @@ mod turn;
 
 pub use limits::{DEFAULT_STEP_TOKENS, Limits, TooLong};
 pub use load::{Counters, Load};
-pub use plan::{BlockId, LogitRows, MAX_PROMPT_ROWS, Move, SequenceId, StepEntry, StepPlan};
+pub use plan::{
+    BlockId, DraftRoom, LogitRows, MAX_DRAFTS, MAX_PROMPT_ROWS, Move, SequenceId, StepEntry, StepPlan,
+};
 pub use scheduler::{Planned, Refused, Scheduler, Started};
 pub use sequence::{Continuation, Ended, NotReserved, Work};
 pub use turn::{MAX_PASSED_OVER, MAX_PREEMPTIONS, Scheduling};

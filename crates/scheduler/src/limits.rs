@@ -1,6 +1,6 @@
 //! What a scheduler may hand out, and which requests could never be served within it.
 
-/// Bounds of one gang. Every number but [`Limits::host_blocks`] counts as at least 1.
+/// Bounds of one gang. Every number but [`Limits::host_blocks`] and [`Limits::draft_tokens`] counts as at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Positions a sequence can have: prompt and generated tokens together.
@@ -19,6 +19,8 @@ pub struct Limits {
     pub prefix_cache: bool,
     /// Blocks of the host pool, which KV of preempted sequences is copied to; with 0 it is always computed again.
     pub host_blocks: usize,
+    /// Drafts of a sequence that a step has room for; with 0 there are none.
+    pub draft_tokens: usize,
 }
 
 /// Tokens a step computes at most unless configured otherwise.
@@ -54,6 +56,7 @@ impl Limits {
             max_waiting,
             prefix_cache,
             host_blocks,
+            draft_tokens,
         } = self;
         Self {
             context_length: context_length.max(1),
@@ -64,6 +67,7 @@ impl Limits {
             max_waiting: max_waiting.max(1),
             prefix_cache,
             host_blocks,
+            draft_tokens,
         }
     }
 
@@ -109,6 +113,7 @@ mod tests {
         max_waiting: 2,
         prefix_cache: true,
         host_blocks: 0,
+        draft_tokens: 0,
     };
 
     #[test]

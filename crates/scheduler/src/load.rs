@@ -34,4 +34,8 @@ pub struct Counters {
     pub preempted_recomputed_tokens: u64,
     /// Blocks of preempted sequences that were copied to the host pool.
     pub swapped_blocks: u64,
+    /// Drafts computed.
+    pub draft_tokens: u64,
+    /// Of these, those that were sampled then.
+    pub accepted_draft_tokens: u64,
 }

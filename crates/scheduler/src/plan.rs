@@ -12,8 +12,8 @@ pub struct SequenceId(pub u64);
 /// One forward pass over a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepPlan {
-    /// Done one after the other, before anything is computed: a block may be read by one and written by a later one. There
-    /// are none without an entry that they are for.
+    /// Done one after the other, before anything is computed: a block may be read by one and written by a later one. A
+    /// scheduler makes none without an entry that they are for.
     pub moves: Vec<Move>,
     /// At most one entry a sequence.
     pub entries: Vec<StepEntry>,
@@ -35,7 +35,7 @@ pub struct Move {
 pub struct StepEntry {
     /// Whose tokens these are.
     pub sequence: SequenceId,
-    /// Token ids to compute, at least one: a chunk of a prompt, or the last sampled token.
+    /// Token ids to compute, at least one: a chunk of a prompt, or the last sampled token and drafts of those after it.
     pub tokens: Vec<u32>,
     /// Absolute position of `tokens[0]`; KV of all positions before it is in `blocks` already, or moved there by this step.
     pub start: usize,
@@ -53,7 +53,7 @@ pub enum LogitRows {
     None,
     /// Of the last token: it is sampled from.
     Last,
-    /// Of every token: prompt log probabilities.
+    /// Of every token: prompt log probabilities, or drafts, each of which the row before it has to confirm.
     All,
 }
 
@@ -61,7 +61,27 @@ pub enum LogitRows {
 /// vocabulary of 128,256.
 pub const MAX_PROMPT_ROWS: usize = 64;
 
+/// Drafts that a step computes, over all sequences: what bounds the memory of their rows in the same way.
+pub const MAX_DRAFTS: usize = 64;
+
+/// Tokens that may be added to the entry of a sequence that generates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DraftRoom {
+    /// Index of its entry.
+    pub entry: usize,
+    /// At most so many; at least 1.
+    pub tokens: usize,
+}
+
 impl StepEntry {
+    /// Adds guesses at the tokens after the last one, which follow each other.
+    pub fn draft(&mut self, drafts: &[u32]) {
+        if !drafts.is_empty() {
+            self.tokens.extend_from_slice(drafts);
+            self.logits = LogitRows::All;
+        }
+    }
+
     /// Rows of logits that it returns.
     pub fn rows(&self) -> usize {
         match self.logits {

@@ -7,11 +7,12 @@ use crate::blocks::{BlockPool, HostPool};
 use crate::sequence::{Budget, Done, Phase, Sequence};
 use crate::turn::{MAX_PASSED_OVER, Turn};
 use crate::{
-    BlockId, Continuation, Counters, Ended, Limits, Load, MAX_PROMPT_ROWS, Move, NotReserved, Scheduling,
-    SequenceId, StepPlan, TooLong, Work,
+    BlockId, Continuation, Counters, DraftRoom, Ended, Limits, Load, MAX_PROMPT_ROWS, Move, NotReserved,
+    Scheduling, SequenceId, StepPlan, TooLong, Work,
 };
 
 mod admission;
+mod drafts;
 
 /// A request that is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +42,8 @@ pub struct Planned {
     pub started: Vec<Started>,
     /// Empty when there is nothing to compute.
     pub step: StepPlan,
+    /// Where drafts may be added before it is run, see [`crate::StepEntry::draft`].
+    pub rooms: Vec<DraftRoom>,
 }
 
 /// A sequence that left the queue for the first time.
@@ -57,8 +60,9 @@ pub struct Started {
 
 /// Continuous batching over a paged KV cache.
 ///
-/// A turn is: [`Scheduler::plan`], run the step, [`Scheduler::complete`], then [`Scheduler::sampled`] for every entry that
-/// asked for logits. Between turns sequences are submitted, continued and released.
+/// A turn is: [`Scheduler::plan`], add drafts, run the step, [`Scheduler::complete`], then [`Scheduler::sampled`] for every
+/// entry that asked for logits: of one with drafts once more after every draft that was sampled. Between turns sequences are
+/// submitted, continued and released.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
@@ -142,6 +146,7 @@ impl Scheduler {
         self.plan_decodes(&mut planned.step, &mut budget);
         let admitted = self.plan_prompts(&mut planned, &mut budget);
         self.age(&planned.step, &admitted);
+        planned.rooms = self.plan_drafts(&mut planned.step, &budget);
         planned
     }
 
@@ -158,7 +163,7 @@ impl Scheduler {
                 while self.pool.available() == 0 && self.preempt_last(turn, step) {}
                 let Some(more) = self.pool.take(1) else { continue };
                 if let Some(sequence) = self.sequences.get_mut(&turn.id) {
-                    sequence.blocks = sequence.blocks.iter().copied().chain(more).collect();
+                    sequence.grow(more);
                 }
             }
             let entry = self.sequences.get(&turn.id).and_then(|sequence| sequence.entry(budget));
@@ -258,12 +263,18 @@ impl Scheduler {
         }
     }
 
+    /// Prompt and generated tokens of a sequence that has blocks; none of one that is reserved.
+    pub fn tokens(&self, id: SequenceId) -> &[u32] {
+        self.sequences.get(&id).map_or(&[], |sequence| &sequence.tokens)
+    }
+
     /// The step is done: its KV is in the blocks.
     pub fn complete(&mut self, step: &StepPlan) {
         self.counters.steps += 1;
         for entry in &step.entries {
             let Some(sequence) = self.sequences.get_mut(&entry.sequence) else { continue };
-            let Done { prompt, recomputed } = sequence.complete(entry);
+            let Done { prompt, recomputed, drafts } = sequence.complete(entry);
+            self.counters.draft_tokens += drafts as u64;
             self.counters.prompt_tokens += prompt as u64;
             self.counters.preempted_recomputed_tokens += recomputed as u64;
             if sequence.transferred {
@@ -290,13 +301,18 @@ impl Scheduler {
         sequence.named = full;
     }
 
-    /// A token was sampled from the last row of the sequence's entry. With `None` the sequence goes on with it. With `Some`
-    /// it has ended, and its blocks are free, or, of a prefill, held until [`Scheduler::release`].
+    /// A token was sampled from the last row of the sequence's entry, or, where that has drafts, from the row of its last token
+    /// or of a draft that was sampled. With `None` the sequence goes on with it. With `Some` it has ended, and its blocks are
+    /// free, or, of a prefill, held until [`Scheduler::release`].
     pub fn sampled(&mut self, id: SequenceId, token: u32, stop: bool) -> Option<Ended> {
         let sequence = self.sequences.get_mut(&id)?;
         self.counters.output_tokens += 1;
-        let ended = sequence.sampled(token, stop);
-        if ended.is_some() && !sequence.asked.prefill_only {
+        let (ended, accepted) = sequence.sampled(token, stop);
+        let held = sequence.asked.prefill_only;
+        self.counters.accepted_draft_tokens += u64::from(accepted);
+        if ended.is_none() {
+            self.name_blocks(id);
+        } else if !held {
             self.release(id);
         }
         ended

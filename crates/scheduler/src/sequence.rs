@@ -145,6 +145,8 @@ pub(crate) struct Sequence {
     pub(crate) transferred: bool,
     /// It had blocks before.
     pub(crate) started: bool,
+    /// Drafts that the last step computed after its tokens and that are not decided yet, the last one first.
+    drafts: Vec<u32>,
     /// Positions computed before it was preempted: their tokens are computed again.
     pub(crate) lost: usize,
     preemptions: usize,
@@ -170,6 +172,7 @@ impl Budget {
 pub(crate) struct Done {
     pub(crate) prompt: usize,
     pub(crate) recomputed: usize,
+    pub(crate) drafts: usize,
 }
 
 impl Sequence {
@@ -196,6 +199,7 @@ impl Sequence {
             asked: Asked { prefill_only, all_logits },
             transferred: false,
             started: false,
+            drafts: Vec::new(),
             lost: 0,
             preemptions: 0,
         }
@@ -275,18 +279,33 @@ impl Sequence {
 
     /// The step with this entry is done.
     pub(crate) fn complete(&mut self, entry: &StepEntry) -> Done {
-        let (start, end) = (entry.start, entry.start + entry.tokens.len());
+        let (start, end) = (entry.start, self.tokens.len().min(entry.start + entry.tokens.len()));
+        self.drafts = entry.tokens[end - start..].iter().rev().copied().collect();
         let again = end.min(self.lost).saturating_sub(start);
         let prompt = end.min(self.prompt_tokens).saturating_sub(start.max(self.lost));
         self.computed = end;
         self.phase = if end < self.tokens.len() { Phase::Computing } else { Phase::Sampling };
-        Done { prompt, recomputed: again }
+        Done { prompt, recomputed: again, drafts: self.drafts.len() }
     }
 
-    /// A token was sampled; with `None` the sequence goes on with it.
-    pub(crate) fn sampled(&mut self, token: u32, stop: bool) -> Option<Ended> {
+    /// A token was sampled. Says whether it is the draft that was computed after the one before: then its KV is there, and
+    /// the token after it is sampled from the row after.
+    pub(crate) fn sampled(&mut self, token: u32, stop: bool) -> (Option<Ended>, bool) {
         self.generated += 1;
-        self.go_on(token, stop)
+        let accepted = self.drafts.pop() == Some(token);
+        let ended = self.go_on(token, stop);
+        if !accepted || ended.is_some() {
+            self.drafts.clear();
+        } else {
+            self.computed += 1;
+            self.phase = Phase::Sampling;
+        }
+        (ended, accepted)
+    }
+
+    /// One more block, or several.
+    pub(crate) fn grow(&mut self, more: Vec<BlockId>) {
+        self.blocks = self.blocks.iter().copied().chain(more).collect();
     }
 
     fn go_on(&mut self, token: u32, stop: bool) -> Option<Ended> {

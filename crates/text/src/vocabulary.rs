@@ -30,6 +30,7 @@ impl AddedToken {
 }
 
 /// Id -> bytes for every id of a byte-level BPE vocabulary, exact: nothing is stripped, joined or cleaned up.
+#[derive(PartialEq, Eq)]
 pub struct Vocabulary {
     bytes: Vec<u8>,
     /// Where each id's bytes end in `bytes`; they begin where the last id's end.

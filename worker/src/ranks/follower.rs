@@ -72,6 +72,7 @@ impl Follower {
             role: _,
             lease: _,
             blocks_deadline: _,
+            drafts: _,
             advertise_kv: _,
             part: _,
             http,

@@ -6,9 +6,9 @@ use herd_engine::Isa;
 use herd_model::{Dtype, Parallelism};
 use herd_proto::internal::v1::worker_client::WorkerClient;
 use herd_proto::internal::v1::{DecodeRequest, GetBundleRequest, Shaping, TokenBias};
-use herd_worker::{Backend, CpuBackend, KvSize, Worker, WorkerOptions};
+use herd_worker::{Backend, CpuBackend, DraftSource, Drafts, KvSize, Worker, WorkerError, WorkerOptions};
 
-use crate::gangs::{Answer, prompt, request};
+use crate::gangs::{Answer, metric, prompt, request};
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/tiny-llama31").join(name)
@@ -182,4 +182,61 @@ async fn a_degree_that_does_not_split_the_model_is_refused() {
         assert_eq!(error.reason(), "ImpossibleParallelism");
         assert!(error.to_string().contains(told), "{error}");
     }
+}
+
+async fn start_drafting(source: DraftSource) -> Result<Worker, WorkerError> {
+    let backend = CpuBackend {
+        model_dir: fixture("tiny-llama31-bf16"),
+        parallelism: Parallelism::tensor(2),
+        dtype: Dtype::Bf16,
+        kv: KvSize::Blocks(32),
+        threads: 2,
+        isa: Isa::detect(),
+    };
+    let drafts = Some(Drafts { source, tokens: 3 });
+    Worker::start(WorkerOptions { drafts, ..WorkerOptions::loopback(Backend::Cpu(backend)) }).await
+}
+
+#[tokio::test]
+async fn guesses_change_no_bit() {
+    let plain = start("tiny-llama31-bf16", 2, Dtype::Bf16).await;
+    let sources = [DraftSource::PromptLookup, DraftSource::Model(fixture("tiny-llama31-fbgemm-fp8"))];
+    for source in sources {
+        let drafting = start_drafting(source.clone()).await.unwrap();
+        for temperature in [0.0, 0.9] {
+            let asked = shaped(asked(temperature));
+            let expected = answer(&plain, asked.clone()).await;
+            assert_eq!(answer(&drafting, asked.clone()).await, expected);
+            assert_eq!(answer(&drafting, apart(&asked, &plain)).await, expected);
+        }
+        // What is biased to repeat itself is easily guessed.
+        let mut asked = asked(0.0);
+        let bias = vec![TokenBias { id: 77, bias: 1e6 }];
+        asked.sampling.as_mut().unwrap().shaping = Some(Shaping { bias, ..Shaping::default() });
+        assert_eq!(answer(&drafting, apart(&asked, &plain)).await.ids, [77; 24]);
+        let drafts = metric(drafting.http(), "herd_draft_tokens_total").await;
+        let accepted = metric(drafting.http(), "herd_accepted_draft_tokens_total").await;
+        assert!(accepted >= 12 && drafts >= accepted, "{accepted} of {drafts} by {source:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_draft_model_has_to_have_the_same_vocabulary() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(fixture("tiny-llama31-bf16")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    let tokenizer = dir.path().join("tokenizer.json");
+    let mut other: serde_json::Value = serde_json::from_slice(&std::fs::read(&tokenizer).unwrap()).unwrap();
+    let vocab = other["model"]["vocab"].as_object_mut().unwrap();
+    let (one, two) = (vocab["a"].clone(), vocab["b"].clone());
+    (vocab["a"], vocab["b"]) = (two, one);
+    std::fs::write(&tokenizer, other.to_string()).unwrap();
+    let error = start_drafting(DraftSource::Model(dir.path().to_owned())).await.unwrap_err();
+    assert_eq!(error.reason(), "InvalidOption");
+    assert!(error.to_string().starts_with("--draft-model: "), "{error}");
+    assert!(error.to_string().contains("has another vocabulary than"), "{error}");
+    let error = start_drafting(DraftSource::Model("/nothing/here".into())).await.unwrap_err();
+    assert!(error.to_string().starts_with("--draft-model: /nothing/here: "), "{error}");
 }

@@ -127,7 +127,7 @@ pub struct RunningRanks {
 
 /// A whole Llama model on the CPU: all ranks are threads of this process.
 pub struct CpuModel {
-    ranks: CpuRanks,
+    ranks: Arc<CpuRanks>,
     running: RunningRanks,
 }
 
@@ -142,8 +142,12 @@ struct RankThread {
 impl CpuModel {
     /// Loads a checkpoint and starts all of its ranks.
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
-        let ranks = CpuRanks::load(dir, options, 0..options.parallelism.ranks())?;
-        let running = ranks.start(LocalRank::gang(options.parallelism))?;
+        Self::start(Arc::new(CpuRanks::load(dir, options, 0..options.parallelism.ranks())?))
+    }
+
+    /// Starts all ranks of a model, which have been loaded and do not run.
+    pub fn start(ranks: Arc<CpuRanks>) -> Result<Self, LoadError> {
+        let running = ranks.start(LocalRank::gang(ranks.info().shards.parallelism()))?;
         Ok(Self { ranks, running })
     }
 
@@ -369,7 +373,7 @@ impl RunningRanks {
         let blocks = (self.info.kv_blocks, self.info.host_blocks);
         let batch = Batch::new(plan, &self.info.config, &self.inverse_frequencies, blocks)
             .map_err(ExecutorError::BadPlan)?;
-        if batch.rows() == 0 {
+        if batch.rows() == 0 && batch.moves.is_empty() {
             return Ok(Vec::new());
         }
         let parts = self.parts(batch.rows());

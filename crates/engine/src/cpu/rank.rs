@@ -110,6 +110,9 @@ impl Rank {
         let mut logits = Vec::new();
         for batch in batches {
             self.make(&batch.moves);
+            if batch.rows() == 0 {
+                continue;
+            }
             let mut hidden = match self.shard.stage {
                 0 => self.embed(&batch.tokens, group)?,
                 _ => self.taken(batch, group)?,

@@ -1,6 +1,7 @@
 //! The step loop on the fake backend, through the handle.
 
 mod cancel;
+mod drafts;
 mod failure;
 mod observed;
 mod prompt;
@@ -22,6 +23,7 @@ const LIMITS: Limits = Limits {
     max_waiting: 32,
     prefix_cache: true,
     host_blocks: 0,
+    draft_tokens: 0,
 };
 
 fn options() -> FakeOptions {
@@ -40,6 +42,13 @@ fn start_with(options: FakeOptions, limits: Limits) -> (Engine, FakeControl) {
     });
     let control = model.control();
     (Engine::start(Box::new(model), limits), control)
+}
+
+fn start_drafting(drafter: Option<Drafter>, limits: Limits) -> (Engine, FakeControl) {
+    let Limits { kv_blocks, host_blocks, .. } = limits;
+    let model = FakeModel::new(FakeOptions { kv_blocks, host_blocks, ..options() });
+    let control = model.control();
+    (Engine::start_with(Box::new(model), drafter, limits, Arc::new(Unobserved)), control)
 }
 
 fn greedy(max_tokens: usize) -> Sampling {
@@ -247,8 +256,8 @@ fn requests() -> Vec<(Vec<u32>, Sampling)> {
 }
 
 /// The tokens of all [`requests`], submitted in this order while the first step is held.
-async fn together(limits: Limits, order: &[usize]) -> Vec<Vec<SampledToken>> {
-    let (engine, control) = start(limits);
+async fn together(drafter: Option<Drafter>, limits: Limits, order: &[usize]) -> Vec<Vec<SampledToken>> {
+    let (engine, control) = start_drafting(drafter, limits);
     control.close();
     let requests = requests();
     let submit = |&at: &usize| {
@@ -307,12 +316,17 @@ proptest! {
         kv_blocks in 12..64_usize,
         prefix_cache in any::<bool>(),
         host_blocks in prop_oneof![Just(0_usize), 1..20_usize],
+        drafts in prop::option::of((drafts::kinds(), 1..6_usize)),
         order in Just((0..14).collect::<Vec<usize>>()).prop_shuffle(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let limits =
             Limits { max_step_tokens, max_sequences, kv_blocks, prefix_cache, host_blocks, ..LIMITS };
-        let (alone, together) = runtime.block_on(async { (alone().await, together(limits, &order).await) });
+        let draft_tokens = drafts.map_or(0, |(_, tokens)| tokens);
+        let limits = Limits { draft_tokens, ..limits };
+        let drafter = drafts.map(|(kind, _)| drafts::drafter(kind, limits));
+        let (alone, together) =
+            runtime.block_on(async { (alone().await, together(drafter, limits, &order).await) });
         prop_assert_eq!(alone, together);
     }
 }

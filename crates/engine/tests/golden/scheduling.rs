@@ -1,13 +1,15 @@
-//! Whatever the engine does to fit requests into its cache: sharing prefixes, chunking, batching, preempting by computing again
-//! or by the host pool, while others are cancelled. Each request gets the tokens and log probabilities, to the bit, that it gets
-//! alone.
+//! Whatever the engine does to fit requests into its cache, and to be done with them sooner: sharing prefixes, chunking,
+//! batching, preempting by computing again or by the host pool, guessing, while others are cancelled. Each request gets the
+//! tokens and log probabilities, to the bit, that it gets alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use herd_engine::{
-    CpuRanks, Engine, EngineCounters, EngineLimits, Event, Executor, ExecutorError, Isa, KvStore,
-    LoadOptions, LocalRank, RunningRanks, SampledToken, Sampling, Scheduling, Sequence, Shaping, StepOutput,
+    CpuRanks, Drafter, Engine, EngineCounters, EngineLimits, Event, Executor, ExecutorError, Isa, KvStore,
+    LoadOptions, LocalRank, Observer, RunningRanks, SampledToken, Sampling, Scheduling, Sequence, Shaping,
+    StepDone, StepOutput,
 };
 use herd_model::{BLOCK_TOKENS, Dtype, Parallelism};
 use herd_scheduler::StepPlan;
@@ -38,6 +40,24 @@ struct Request {
 struct Mix {
     requests: Vec<Request>,
     limits: EngineLimits,
+    guesses: Guesses,
+}
+
+/// Where [`EngineLimits::draft_tokens`] come from.
+#[derive(Clone, Copy, Debug)]
+enum Guesses {
+    Lookup,
+    /// The model itself: all of them are right.
+    Model,
+    /// Another model: some are.
+    Other,
+}
+
+struct Models {
+    model: Arc<CpuRanks>,
+    /// On one rank, as a draft model is.
+    same: Arc<CpuRanks>,
+    other: Arc<CpuRanks>,
 }
 
 /// Prompts of two families: many begin alike, some differ somewhere in the middle.
@@ -89,9 +109,12 @@ fn mixes() -> impl Strategy<Value = Mix> {
     let host_blocks = prop_oneof![Just(0_usize), 1..=HOST_BLOCKS];
     let steps = prop_oneof![Just(512_usize), 8..200_usize];
     let requests = prop::collection::vec(requests(), 2..6);
-    (requests, FEWEST_BLOCKS..12_usize, steps, 2..9_usize, host_blocks).prop_map(
-        |(requests, kv_blocks, max_step_tokens, max_sequences, host_blocks)| Mix {
+    let guesses = prop_oneof![Just(Guesses::Lookup), Just(Guesses::Model), Just(Guesses::Other)];
+    let drafts = (prop_oneof![1 => Just(0_usize), 2 => 1..6_usize], guesses);
+    (requests, FEWEST_BLOCKS..12_usize, steps, 2..9_usize, host_blocks, drafts).prop_map(
+        |(requests, kv_blocks, max_step_tokens, max_sequences, host_blocks, (draft_tokens, guesses))| Mix {
             requests: requests.concat(),
+            guesses,
             limits: EngineLimits {
                 context_length: 1024,
                 kv_blocks,
@@ -101,13 +124,14 @@ fn mixes() -> impl Strategy<Value = Mix> {
                 max_waiting: 64,
                 prefix_cache: true,
                 host_blocks,
+                draft_tokens,
             },
         },
     )
 }
 
 /// Four that start together and do not fit together: of other lengths, so that one is preempted in the middle of a block.
-fn crowded(host_blocks: usize) -> Mix {
+fn crowded(host_blocks: usize, guesses: Guesses, draft_tokens: usize) -> Mix {
     let request = |family: usize| Request {
         prompt: (0..15 * (family + 1)).map(|at| ((at * 37 + family * 101) % 1000) as u32).collect(),
         sampling: Sampling {
@@ -137,8 +161,9 @@ fn crowded(host_blocks: usize) -> Mix {
         max_waiting: 64,
         prefix_cache: true,
         host_blocks,
+        draft_tokens,
     };
-    Mix { requests, limits }
+    Mix { requests, limits, guesses }
 }
 
 /// The ranks of a model that several engines run one after another.
@@ -165,11 +190,32 @@ impl Executor for Ranks {
     }
 }
 
-fn start(loaded: &Arc<CpuRanks>, limits: EngineLimits) -> (Engine, Arc<Mutex<()>>) {
+fn executor(loaded: &Arc<CpuRanks>) -> (Box<dyn Executor>, Arc<Mutex<()>>) {
     let gate = Arc::<Mutex<()>>::default();
     let running = loaded.start(LocalRank::gang(loaded.info().shards.parallelism())).unwrap();
     let ranks = Ranks { loaded: Arc::clone(loaded), running, gate: Arc::clone(&gate) };
-    (Engine::start(Box::new(ranks), limits), gate)
+    (Box::new(ranks), gate)
+}
+
+fn start(models: &Models, guesses: Guesses, limits: EngineLimits) -> (Engine, Arc<Mutex<()>>) {
+    let Models { model, same, other } = models;
+    let drafter = match guesses {
+        Guesses::Lookup => Drafter::PromptLookup,
+        Guesses::Model => Drafter::Model(executor(same).0),
+        Guesses::Other => Drafter::Model(executor(other).0),
+    };
+    let (ranks, gate) = executor(model);
+    (Engine::start_with(ranks, Some(drafter), limits, Arc::new(Nobody)), gate)
+}
+
+struct Nobody;
+
+impl Observer for Nobody {
+    fn started(&self, _: Duration) {}
+
+    fn stepped(&self, _: StepDone) {}
+
+    fn token(&self, _: Duration) {}
 }
 
 fn submit(engine: &Engine, request: &Request) -> Sequence {
@@ -202,9 +248,9 @@ fn bits(tokens: &[SampledToken]) -> Vec<(usize, Vec<(u32, u32)>)> {
 }
 
 /// Runs a mix, compares it with each request alone, and adds up what the engine did.
-async fn compare(loaded: &Arc<CpuRanks>, mix: &Mix, counters: &mut Vec<EngineCounters>) {
-    let Mix { requests, limits } = mix;
-    let (engine, gate) = start(loaded, *limits);
+async fn compare(models: &Models, mix: &Mix, counters: &mut Vec<EngineCounters>) {
+    let Mix { requests, limits, guesses } = mix;
+    let (engine, gate) = start(models, *guesses, *limits);
     let held = gate.lock().unwrap_or_else(PoisonError::into_inner);
     let sequences: Vec<_> = requests.iter().map(|request| submit(&engine, request)).collect();
     drop(held);
@@ -226,9 +272,10 @@ async fn compare(loaded: &Arc<CpuRanks>, mix: &Mix, counters: &mut Vec<EngineCou
         max_sequences: 1,
         prefix_cache: false,
         host_blocks: 0,
+        draft_tokens: 0,
         ..*limits
     };
-    let (engine, _) = start(loaded, limits);
+    let (engine, _) = start(models, *guesses, limits);
     let mut known = HashMap::new();
     for (request, together) in requests.iter().zip(together) {
         let Request { prompt, sampling, .. } = request;
@@ -253,32 +300,49 @@ async fn compare(loaded: &Arc<CpuRanks>, mix: &Mix, counters: &mut Vec<EngineCou
 }
 
 fn check(dtype: Dtype, parallelism: Parallelism) {
-    let folder = fixture("tiny-llama31/tiny-llama31-bf16");
-    let options = LoadOptions {
-        parallelism,
-        dtype,
-        kv_blocks: BLOCKS,
-        host_blocks: HOST_BLOCKS,
-        threads: 2,
-        isa: Isa::detect(),
+    let load = |folder: &str, parallelism: Parallelism| {
+        let options = LoadOptions {
+            parallelism,
+            dtype,
+            kv_blocks: BLOCKS,
+            host_blocks: HOST_BLOCKS,
+            threads: 2,
+            isa: Isa::detect(),
+        };
+        Arc::new(CpuRanks::load(&fixture(folder), &options, 0..parallelism.ranks()).unwrap())
     };
-    let loaded = Arc::new(CpuRanks::load(&folder, &options, 0..parallelism.ranks()).unwrap());
+    let tiny = "tiny-llama31/tiny-llama31-bf16";
+    let models = Models {
+        model: load(tiny, parallelism),
+        same: load(tiny, Parallelism::tensor(1)),
+        other: load("tiny-llama31/tiny-llama31-fbgemm-fp8", Parallelism::tensor(1)),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let counters = std::cell::RefCell::new(Vec::new());
     let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
     let random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let result = TestRunner::new_with_rng(config, random).run(&mixes(), |mix| {
-        runtime.block_on(compare(&loaded, &mix, &mut counters.borrow_mut()));
+        runtime.block_on(compare(&models, &mix, &mut counters.borrow_mut()));
         Ok(())
     });
     result.unwrap_or_else(|failure| panic!("{dtype}: {failure}"));
-    for host_blocks in [0, HOST_BLOCKS] {
-        runtime.block_on(compare(&loaded, &crowded(host_blocks), &mut counters.borrow_mut()));
+    let crowds = [
+        (0, Guesses::Lookup, 0),
+        (HOST_BLOCKS, Guesses::Other, 2),
+        (0, Guesses::Model, 4),
+        (HOST_BLOCKS, Guesses::Lookup, 3),
+    ];
+    for (host_blocks, guesses, draft_tokens) in crowds {
+        let mix = crowded(host_blocks, guesses, draft_tokens);
+        runtime.block_on(compare(&models, &mix, &mut counters.borrow_mut()));
     }
     let sum = |of: fn(&EngineCounters) -> u64| counters.borrow().iter().map(of).sum::<u64>();
     assert!(sum(|counters| counters.preempted_recomputed_tokens) > 0, "nobody was computed again");
     assert!(sum(|counters| counters.swapped_blocks) > 0, "nobody was swapped");
     assert!(sum(|counters| counters.prefix_cached_tokens) > 0, "nothing was shared");
+    let (drafts, accepted) =
+        (sum(|counters| counters.draft_tokens), sum(|counters| counters.accepted_draft_tokens));
+    assert!(accepted > 100 && drafts - accepted > 100, "{accepted} of {drafts} guesses were right");
 }
 
 #[test]

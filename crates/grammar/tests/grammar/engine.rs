@@ -30,6 +30,7 @@ pub(crate) fn fake() -> Engine {
         max_sequences: 8,
         max_waiting: 32,
         host_blocks: 0,
+        draft_tokens: 0,
         prefix_cache: true,
     };
     Engine::start(Box::new(FakeModel::new(options)), limits)

@@ -139,7 +139,7 @@ impl Scheduler {
     }
 
     /// Sequences that may come to need another block.
-    fn growing(&self) -> usize {
+    pub(super) fn growing(&self) -> usize {
         let most = |positions| self.limits.blocks(positions);
         let grows = |sequence: &&Sequence| {
             let generates = !sequence.asked.prefill_only && sequence.phase != Phase::Held;

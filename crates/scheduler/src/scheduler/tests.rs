@@ -12,6 +12,7 @@ const LIMITS: Limits = Limits {
     max_waiting: 6,
     prefix_cache: true,
     host_blocks: 0,
+    draft_tokens: 0,
 };
 
 fn id(number: u64) -> SequenceId {
@@ -424,4 +425,100 @@ fn who_was_preempted_too_often_is_preempted_for_the_young_no_more() {
         sequence.preempt(None);
     }
     assert!(sequence.turn < Turn::new(id(1), i32::MAX));
+}
+
+/// A sequence of 6 tokens, the last of which is the first one generated.
+fn drafting(limits: Limits, max_tokens: usize) -> Scheduler {
+    let mut scheduler = Scheduler::new(Limits { draft_tokens: 3, ..limits });
+    submit(&mut scheduler, 1, generate(5, 1, max_tokens));
+    turn(&mut scheduler);
+    scheduler
+}
+
+/// Runs a step in which the one entry has these drafts, and samples 7 as long as there is a row to sample from.
+fn turn_with(scheduler: &mut Scheduler, drafts: &[u32]) -> (StepPlan, usize) {
+    let Planned { mut step, rooms, .. } = scheduler.plan();
+    assert_eq!(rooms, [DraftRoom { entry: 0, tokens: drafts.len() }]);
+    step.entries[0].draft(drafts);
+    scheduler.complete(&step);
+    let sampled = 1 + drafts.iter().take_while(|draft| **draft == 7).count();
+    for _ in 0..sampled {
+        scheduler.sampled(id(1), 7, false);
+    }
+    (step, sampled)
+}
+
+#[test]
+fn drafts_are_kept_up_to_the_first_that_is_not_sampled() {
+    for (drafts, sampled) in [([7, 7, 7], 4), ([7, 7, 8], 3), ([7, 8, 7], 2), ([8, 7, 7], 1)] {
+        let mut scheduler = drafting(LIMITS, 40);
+        let (step, count) = turn_with(&mut scheduler, &drafts);
+        assert_eq!((shape(&step), step.entries[0].logits), (vec![(1, 5, 4)], LogitRows::All));
+        assert_eq!(count, sampled);
+        assert_eq!(scheduler.tokens(id(1)), [prompt(5, 1), vec![7; 1 + sampled]].concat());
+        assert_eq!(
+            shape(&scheduler.plan().step),
+            [(1, 5 + sampled, 1)],
+            "and what follows is computed again"
+        );
+        let Counters { draft_tokens, accepted_draft_tokens, output_tokens, .. } = scheduler.counters();
+        assert_eq!((draft_tokens, accepted_draft_tokens), (3, sampled as u64 - 1));
+        assert_eq!(output_tokens, 1 + sampled as u64);
+    }
+}
+
+#[test]
+fn a_draft_that_ends_the_sequence_ends_it() {
+    let mut scheduler = drafting(LIMITS, 40);
+    let Planned { mut step, .. } = scheduler.plan();
+    step.entries[0].draft(&[7, 7, 7]);
+    scheduler.complete(&step);
+    assert_eq!(scheduler.sampled(id(1), 7, false), None);
+    assert_eq!(scheduler.sampled(id(1), 7, true), Some(Ended::Stop));
+    assert_eq!(scheduler.load(), Load::default());
+    assert_eq!(scheduler.counters().accepted_draft_tokens, 2);
+}
+
+#[test]
+fn there_is_room_for_no_more_drafts_than_tokens_to_come() {
+    for (max_tokens, room) in [(2, None), (3, Some(1)), (4, Some(2)), (9, Some(3))] {
+        let mut scheduler = drafting(LIMITS, max_tokens);
+        let rooms: Vec<_> = scheduler.plan().rooms.iter().map(|room| room.tokens).collect();
+        assert_eq!(rooms, Vec::from_iter(room), "{max_tokens}");
+    }
+}
+
+#[test]
+fn drafts_take_the_tokens_that_a_step_has_left() {
+    let mut scheduler = drafting(LIMITS, 40);
+    submit(&mut scheduler, 2, generate(6, 2, 9));
+    let planned = scheduler.plan();
+    assert_eq!(shape(&planned.step), [(1, 5, 1), (2, 0, 6)]);
+    assert_eq!(planned.rooms, [DraftRoom { entry: 0, tokens: 1 }]);
+}
+
+#[test]
+fn drafts_take_no_block_that_another_may_need() {
+    // The last of three drafts would be at position 8, in a third block; each of the sequences may grow.
+    for (kv_blocks, other, room) in [(3, false, 2), (4, false, 3), (5, true, 2), (6, true, 3)] {
+        let mut scheduler = drafting(Limits { kv_blocks, ..LIMITS }, 7);
+        if other {
+            submit(&mut scheduler, 2, Work::Reserve { prompt_tokens: 3, max_tokens: 5 });
+        }
+        let planned = scheduler.plan();
+        assert_eq!(planned.rooms, [DraftRoom { entry: 0, tokens: room }], "{kv_blocks} {other}");
+        assert_eq!(planned.step.entries[0].blocks.len(), room);
+    }
+}
+
+#[test]
+fn a_block_that_drafts_fill_is_named_when_they_are_sampled() {
+    for (drafts, cached) in [([7, 7, 7], 8), ([7, 8, 7], 4)] {
+        let mut scheduler = drafting(LIMITS, 40);
+        turn_with(&mut scheduler, &drafts);
+        scheduler.release(id(1));
+        let prompt = [prompt(5, 1), vec![7; 5]].concat();
+        submit(&mut scheduler, 2, Work::Generate { prompt, max_tokens: 1, all_logits: false });
+        assert_eq!(scheduler.plan().started[0].cached, cached);
+    }
 }

@@ -33,7 +33,7 @@ impl Observer for Watching {
 async fn an_observer_sees_starts_steps_and_the_time_between_tokens() {
     let watching = Arc::new(Watching::default());
     let observer: Arc<dyn Observer> = Arc::<Watching>::clone(&watching);
-    let engine = Engine::start_observed(Box::new(FakeModel::new(options())), LIMITS, observer);
+    let engine = Engine::start_with(Box::new(FakeModel::new(options())), None, LIMITS, observer);
     // Two chunks of the prompt, then a step for each token but the first.
     ids(&engine, prompt(20, 1), greedy(3)).await;
     let mut prefill = engine.prefill(prompt(5, 2), greedy(1)).unwrap();

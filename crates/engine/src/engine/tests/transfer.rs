@@ -53,7 +53,7 @@ fn engine_with(tensor: usize, limits: Limits) -> Engine {
 }
 
 /// Runs a request apart; returns all its tokens. The decode engine's blocks are other ones than the prefill engine's.
-async fn apart(
+pub(super) async fn apart(
     (prefill, decode): (&Engine, &Engine),
     prompt: &[u32],
     sampling: &Sampling,

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{MAX_PREEMPTIONS, StepEntry};
+use crate::{DraftRoom, MAX_DRAFTS, MAX_PREEMPTIONS, StepEntry};
 
 const CONTEXT: usize = 48;
 const BLOCK: usize = 4;
@@ -19,6 +19,17 @@ fn row(salt: &str, tokens: &[u32]) -> Row {
     let mut hasher = DefaultHasher::new();
     (salt, tokens).hash(&mut hasher);
     hasher.finish()
+}
+
+/// Guesses at what follows these tokens, of which about every other one is wrong.
+fn drafts_after(tokens: &[u32], count: usize) -> Vec<u32> {
+    let mut tokens = tokens.to_vec();
+    let known = tokens.len();
+    for _ in 0..count {
+        let wrong = row("draft", &tokens) % 2;
+        tokens.push(sampled_after(&tokens) + wrong as u32);
+    }
+    tokens.split_off(known)
 }
 
 /// What is sampled after these tokens: few different ones, so that sequences go on alike.
@@ -85,8 +96,16 @@ fn ops() -> impl Strategy<Value = Op> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     let host_blocks = prop_oneof![Just(0_usize), 1..20_usize];
-    (1..20_usize, 1..16_usize, 1..8_usize, 1..12_usize, prop::bool::weighted(0.85), host_blocks).prop_map(
-        |(kv_blocks, max_step_tokens, max_sequences, max_waiting, prefix_cache, host_blocks)| Limits {
+    let draft_tokens = prop_oneof![Just(0_usize), 1..6_usize];
+    let cache = (prop::bool::weighted(0.85), host_blocks, draft_tokens);
+    (1..20_usize, 1..16_usize, 1..8_usize, 1..12_usize, cache).prop_map(
+        |(
+            kv_blocks,
+            max_step_tokens,
+            max_sequences,
+            max_waiting,
+            (prefix_cache, host_blocks, draft_tokens),
+        )| Limits {
             context_length: CONTEXT,
             kv_blocks,
             block_tokens: BLOCK,
@@ -95,6 +114,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             max_waiting,
             prefix_cache,
             host_blocks,
+            draft_tokens,
         },
     )
 }
@@ -129,6 +149,8 @@ struct Model {
     prompt_tokens: u64,
     recomputed_tokens: u64,
     cached_tokens: u64,
+    draft_tokens: u64,
+    accepted_draft_tokens: u64,
 }
 
 impl Model {
@@ -143,6 +165,8 @@ impl Model {
             prompt_tokens: 0,
             recomputed_tokens: 0,
             cached_tokens: 0,
+            draft_tokens: 0,
+            accepted_draft_tokens: 0,
         }
     }
 
@@ -229,7 +253,8 @@ impl Model {
             self.scheduler.sequences.values().filter(|one| one.decodes()).map(|one| one.turn).collect();
         let preemptible = self.scheduler.sequences.values().filter(|one| one.is_preemptible());
         let before: Vec<Turn> = preemptible.map(|one| one.turn).collect();
-        let planned = self.scheduler.plan();
+        let mut planned = self.scheduler.plan();
+        self.draft(&mut planned)?;
         let step = &planned.step;
         let now = |turn: &Turn| self.scheduler.sequences.get(&turn.id).map(|one| one.turn);
         // One that ages by it may come back at once.
@@ -258,12 +283,24 @@ impl Model {
         self.compute(step)?;
         self.scheduler.complete(step);
         let ends =
-            |entry: &&StepEntry| entry.start + entry.tokens.len() == self.live[&entry.sequence].tokens.len();
-        let last = step.entries.iter().filter(ends);
-        let sampled: Vec<_> = last.map(|entry| entry.sequence).collect();
+            |entry: &&StepEntry| entry.start + entry.tokens.len() >= self.live[&entry.sequence].tokens.len();
+        let sampled: Vec<_> = step.entries.iter().filter(ends).collect();
         let stop_at = stop_at.filter(|_| !sampled.is_empty()).map(|at| at.index(sampled.len()));
-        for (at, id) in sampled.into_iter().enumerate() {
-            self.sample(id, stop_at == Some(at))?;
+        for (at, entry) in sampled.into_iter().enumerate() {
+            let known = self.live[&entry.sequence].tokens.len() - entry.start;
+            let mut drafts = entry.tokens[known..].iter();
+            self.draft_tokens += drafts.len() as u64;
+            loop {
+                // It stops in the last row, where it comes so far.
+                let (token, ended) = self.sample(entry.sequence, stop_at == Some(at) && drafts.len() == 0)?;
+                let accepted = drafts.next() == Some(&token);
+                self.accepted_draft_tokens += u64::from(accepted);
+                if ended || !accepted {
+                    break;
+                }
+                let expected = self.live.get_mut(&entry.sequence).unwrap();
+                expected.high = expected.high.max(expected.tokens.len());
+            }
         }
         self.check_blocks()?;
         let counters = self.scheduler.counters();
@@ -271,7 +308,23 @@ impl Model {
         prop_assert_eq!(counters.prompt_tokens, self.prompt_tokens);
         prop_assert_eq!(counters.preempted_recomputed_tokens, self.recomputed_tokens);
         prop_assert_eq!(counters.prefix_cached_tokens, self.cached_tokens);
+        prop_assert_eq!(counters.draft_tokens, self.draft_tokens);
+        prop_assert_eq!(counters.accepted_draft_tokens, self.accepted_draft_tokens);
         Ok(planned)
+    }
+
+    /// Fills the room there is.
+    fn draft(&mut self, planned: &mut Planned) -> Result<(), TestCaseError> {
+        prop_assert!(planned.rooms.is_sorted_by_key(|room| room.entry));
+        for &DraftRoom { entry, tokens } in &planned.rooms {
+            let entry = &mut planned.step.entries[entry];
+            prop_assert!((1..=self.limits.draft_tokens).contains(&tokens));
+            let known = self.scheduler.tokens(entry.sequence);
+            prop_assert_eq!((entry.tokens.len(), entry.start + 1), (1, known.len()), "of one that generates");
+            entry.draft(&drafts_after(known, tokens));
+        }
+        prop_assert!(planned.rooms.iter().map(|room| room.tokens).sum::<usize>() <= MAX_DRAFTS);
+        Ok(())
     }
 
     fn check_started(&mut self, planned: &Planned) -> Result<(), TestCaseError> {
@@ -367,13 +420,17 @@ impl Model {
             let expected = self.live.get_mut(sequence).unwrap();
             let end = start + tokens.len();
             prop_assert!(!tokens.is_empty() && end <= blocks.len() * BLOCK);
-            prop_assert_eq!(&tokens[..], &expected.tokens[*start..end]);
+            // Drafts come after what is known.
+            let written = [&expected.tokens[..*start], tokens].concat();
+            let known = end.min(expected.tokens.len());
+            prop_assert_eq!(&written[*start..known], &expected.tokens[*start..known]);
             prop_assert_eq!(*start, self.scheduler.sequences[sequence].computed);
             let last = if end == expected.tokens.len() { LogitRows::Last } else { LogitRows::None };
             let prompt = expected.request.prompt.len();
             // Of each position of the prompt once, however often it is computed.
             let all = expected.request.work.all_logits() && *start < prompt;
-            prop_assert_eq!(*logits, if all && *start >= expected.high { LogitRows::All } else { last });
+            let rows = all && *start >= expected.high || known < end;
+            prop_assert_eq!(*logits, if rows { LogitRows::All } else { last });
             prop_assert!(!all || *start >= expected.high || end <= expected.high);
             if matches!(expected.request.work, Work::Prefill { .. }) {
                 prop_assert_eq!(Some(blocks), expected.started.as_ref(), "what is sent is what was told");
@@ -381,9 +438,10 @@ impl Model {
             for at in *start..end {
                 let block = blocks[at / BLOCK];
                 prop_assert_eq!(self.scheduler.pool.owners(block), 1, "a block is written that is shared");
-                let own = row(&expected.request.scheduling.cache_salt, &expected.tokens[..=at]);
+                let own = row(&expected.request.scheduling.cache_salt, &written[..=at]);
                 self.rows[block as usize][at % BLOCK] = Some(own);
             }
+            let end = known;
             let high = expected.high.max(if expected.high == 0 { *start } else { 0 });
             self.recomputed_tokens += end.min(high).saturating_sub(*start) as u64;
             self.prompt_tokens += end.min(prompt).saturating_sub(high.max(*start)) as u64;
@@ -392,7 +450,8 @@ impl Model {
         Ok(())
     }
 
-    fn sample(&mut self, id: SequenceId, stop: bool) -> Result<(), TestCaseError> {
+    /// The token, and whether the sequence ends with it.
+    fn sample(&mut self, id: SequenceId, stop: bool) -> Result<(u32, bool), TestCaseError> {
         let expected = self.live.get_mut(&id).unwrap();
         let token = sampled_after(&expected.tokens);
         expected.generated += 1;
@@ -412,7 +471,7 @@ impl Model {
                 self.live.remove(&id);
             }
         }
-        Ok(())
+        Ok((token, ended.is_some()))
     }
 
     /// Blocks that are owned, cached and free ones are each block once, and so are slots.

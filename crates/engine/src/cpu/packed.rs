@@ -15,6 +15,12 @@ const INPUTS: usize = 32;
 /// Pairs of weights that are decoded at once, over all panels: half of the nearest cache.
 const DECODED_PAIRS: usize = 512;
 
+/// Rows whose product takes as long as reading the weights: threads are done with equal parts at the same time.
+const FEW_ROWS: usize = 16;
+
+/// Of weights that are asked for ahead, bytes at most: a part of the second cache.
+const MOST_AHEAD: usize = 256 << 10;
+
 /// Products below which threads cost more than they save.
 const PARALLEL_FROM: usize = 1 << 15;
 
@@ -156,7 +162,8 @@ impl Packed {
         let alone = threads == 1
             || rayon::current_thread_index().is_none()
             || count * self.outputs * inputs < PARALLEL_FROM;
-        let task = if alone { self.panels() } else { self.panels().div_ceil(2 * threads) };
+        let tasks = if count <= FEW_ROWS { threads } else { 2 * threads };
+        let task = if alone { self.panels() } else { self.panels().div_ceil(tasks) };
         let task = task.next_multiple_of(at_once);
         let work = |(weights, out): (&[W], &mut [f32])| {
             let weights = weights.chunks(at_once * inputs * LANES);
@@ -237,20 +244,14 @@ impl Weight for u8 {
         }
         let Bf16Rows { rows, row_stride, count } = rows;
         let at_once = DECODED_PAIRS / weights.count.next_power_of_two();
+        // As far as the panels that come after these; of long ones not so far.
+        let ahead = (weights.count * weights.pairs * PAIR).min(MOST_AHEAD);
         DECODED.with_borrow_mut(|decoded| {
             let decoded = decoded.resize(DECODED_PAIRS * PAIR);
             for from in (0..weights.pairs).step_by(at_once) {
                 let pairs = at_once.min(weights.pairs - from);
                 for (panel, into) in (0..weights.count).zip(decoded.chunks_exact_mut(pairs * PAIR)) {
-                    isa.widen_e4m3(weights.of(panel)[from..from + pairs].as_flattened(), into);
-                }
-                // While these are multiplied, those that are decoded next come from memory.
-                let next = from + pairs;
-                if next < weights.pairs {
-                    let pairs = next..weights.pairs.min(next + at_once);
-                    for panel in 0..weights.count {
-                        isa.fetch(weights.of(panel)[pairs.clone()].as_flattened());
-                    }
+                    isa.widen_e4m3(weights.of(panel)[from..from + pairs].as_flattened(), into, ahead);
                 }
                 isa.multiply_bf16(Bf16Product {
                     rows: &rows[2 * from..],

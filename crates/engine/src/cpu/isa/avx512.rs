@@ -82,18 +82,10 @@ fn bf16(pairs: &[u16; PAIR]) -> intel::__m512bh {
     unsafe { std::mem::transmute(intel::_mm512_loadu_si512(pairs.as_ptr().cast())) }
 }
 
-pub(super) fn fetch(bytes: &[u8]) {
-    const LINE: usize = 64;
-    for line in bytes.chunks(LINE) {
-        // SAFETY: a hint, of every x86-64 CPU, about memory that is there.
-        unsafe { intel::_mm_prefetch::<{ intel::_MM_HINT_T0 }>(line.as_ptr().cast()) };
-    }
-}
-
 /// # Safety
 /// [`is_here`].
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn widen_e4m3(codes: &[u8], into: &mut [u16]) {
+pub(super) unsafe fn widen_e4m3(codes: &[u8], into: &mut [u16], ahead: usize) {
     /// Added to a code's exponent, in bf16's place: 127 - 7.
     const REBIAS: i16 = 120 << 7;
     // Magnitudes of codes below 8, which have no leading one: multiples of 2^-9, in lanes 0 to 7 and again from 16 on.
@@ -108,6 +100,8 @@ pub(super) unsafe fn widen_e4m3(codes: &[u8], into: &mut [u16]) {
         let kept = intel::_mm512_set1_epi16(0x87f0_u16.cast_signed());
         let sign = intel::_mm512_set1_epi16(0x8000_u16.cast_signed());
         for (codes, into) in codes.iter().zip(into) {
+            // A hint, which may be about memory that is not there.
+            intel::_mm_prefetch::<{ intel::_MM_HINT_T1 }>(codes.as_ptr().wrapping_add(ahead).cast());
             let code = intel::_mm512_cvtepi8_epi16(intel::_mm256_loadu_si256(codes.as_ptr().cast()));
             // The sign fills the bits above the code, of which the highest stays.
             let moved = intel::_mm512_and_si512(intel::_mm512_slli_epi16::<4>(code), kept);

@@ -177,20 +177,13 @@ impl Isa {
         }
     }
 
-    /// Asks for memory that is read soon.
-    pub(crate) fn fetch(self, bytes: &[u8]) {
-        #[cfg(target_arch = "x86_64")]
-        if matches!(self.0, Level::Avx512 | Level::Amx) {
-            avx512::fetch(bytes);
-        }
-    }
-
-    /// Decodes e4m3 codes, none of them NaN, to bits of bf16; for levels that have bf16 products.
-    pub(crate) fn widen_e4m3(self, codes: &[u8], into: &mut [u16]) {
+    /// Decodes e4m3 codes, none of them NaN, to bits of bf16; for levels that have bf16 products. Meanwhile asks for those that
+    /// lie so many bytes after them.
+    pub(crate) fn widen_e4m3(self, codes: &[u8], into: &mut [u16], ahead: usize) {
         #[cfg(target_arch = "x86_64")]
         if matches!(self.0, Level::Avx512 | Level::Amx) {
             // SAFETY: these levels were made where the CPU has the AVX-512 that `avx512` names.
-            unsafe { avx512::widen_e4m3(codes, into) }
+            unsafe { avx512::widen_e4m3(codes, into, ahead) }
             return;
         }
         for (bits, code) in into.iter_mut().zip(codes) {
